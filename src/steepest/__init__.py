@@ -1,0 +1,1 @@
+"""Steepest: the optimizer workbench for LLM training."""

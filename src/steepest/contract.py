@@ -1,0 +1,185 @@
+"""The nouns everyone uses: errors, hyperparameters, slots, scope, rules, schedules.
+
+Floor 0 of the house: this file imports torch types only, and every other room may import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol
+
+import torch
+
+
+class SteepestError(Exception):
+    """A mistake the user can mend. The message is one or two sentences: what is wrong, what to do."""
+
+
+def unknown(kind: str, name: object, options: Iterable[str]) -> SteepestError:
+    """The error for a misspelt name: says what is unknown and offers the nearest name there is."""
+    options = sorted(options)
+    near = difflib.get_close_matches(str(name).lower(), [o.lower() for o in options], n=1, cutoff=0.5)
+    named = [o for o in options if near and o.lower() == near[0]]
+    hint = f"did you mean {named[0]!r}?" if named else f"known: {', '.join(options)}."
+    return SteepestError(f"unknown {kind} {str(name)!r}; {hint}")
+
+
+class Scope(IntEnum):
+    """What a rule must see to compute one element of its update.
+
+    Scope alone decides which bucket, which shard and which kernel is legal.
+    """
+
+    ELEMENT = 0
+    """Its own element only: any cut of the tensor gives the same numbers."""
+    TENSOR = 1
+    """A few numbers of the whole tensor (a norm, a row mean)."""
+    MATRIX = 2
+    """The whole matrix (a matrix product)."""
+    MODEL = 3
+    """A number over all tensors."""
+
+
+class Schedule(Protocol):
+    """A pure function of the committed step. See `steepest.schedules`."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """One hyperparameter of a rule: its default, the range it must lie in, and whether it is live.
+
+    A live hyperparameter may change at every step (a schedule, a learning rate finder) and never
+    causes a retrace; a fixed one shapes the formula itself (Nesterov or not) and is set once.
+    """
+
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    open_high: bool = False
+    live: bool = True
+    choices: tuple[Any, ...] | None = None
+
+    def check(self, name: str, value: Any, where: str) -> None:
+        """Raise one sentence naming the group if `value` cannot be this hyperparameter."""
+        if self.choices is not None:
+            if value not in self.choices:
+                allowed = ", ".join(map(repr, self.choices))
+                raise SteepestError(f"{where}: {name}={value!r} is not one of {allowed}.")
+            return
+        if value is None and self.default is None:
+            return
+        if isinstance(self.default, tuple):
+            self._check_pair(name, value, where)
+            return
+        self._check_number(name, value, where)
+
+    def _check_pair(self, name: str, value: Any, where: str) -> None:
+        length = len(self.default)
+        if not isinstance(value, (tuple, list)) or len(value) != length:
+            raise SteepestError(f"{where}: {name} must be {length} numbers, got {value!r}.")
+        for index, part in enumerate(value):
+            if part is None and self.default[index] is None:
+                continue
+            self._check_number(f"{name}[{index}]", part, where)
+
+    def _check_number(self, name: str, value: Any, where: str) -> None:
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise SteepestError(f"{where}: {name} must hold one number, got shape {tuple(value.shape)}.")
+            value = value.item()
+        if isinstance(value, str) or not isinstance(value, (int, float)):
+            raise SteepestError(f"{where}: {name} must be a number, got {value!r}.")
+        below = value > self.high or (self.open_high and value == self.high)
+        if not math.isfinite(value) or value < self.low or below:
+            end = ")" if self.open_high else "]"
+            raise SteepestError(
+                f"{where}: {name}={value!r} is out of range; it must lie in [{self.low:g}, {self.high:g}{end}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a rule remembers between steps for one parameter.
+
+    init:  the value it starts from: a number, or the name of the hyperparameter that holds it.
+    when:  whether this parameter has the slot at all, from its shape and the hyperparameters at
+           construction (`None`: always). A rule asks `"m" in s`, which is fixed for a parameter.
+    shape: the slot's shape from the parameter's shape and the hyperparameters (`None`: the same).
+    """
+
+    init: float | str = 0.0
+    when: Callable[[torch.Size, Mapping[str, Any]], bool] | None = None
+    shape: Callable[[torch.Size, Mapping[str, Any]], torch.Size] | None = None
+
+    def if_set(self, name: str) -> Slot:
+        """The same slot, present only where hyperparameter `name` is set (not zero, None or False)."""
+        return replace(self, when=lambda shape, hyper: bool(hyper[name]))
+
+
+zeros = Slot()
+"""The usual slot: the parameter's shape, starting from zero."""
+
+Decay = Literal["decoupled", "l2", "inside"]
+"""Where weight decay enters: at the parameter (decoupled), added to the gradient before the rule
+(l2), or in the rule's own formula (inside)."""
+
+Tensors = Mapping[str, Any]
+RuleFn = Callable[[Any, Any, Tensors, Any], tuple[Any, dict[str, Any]]]
+ApplyFn = Callable[[Any, Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule: gradient to direction, written once; see `steepest.rules`.
+
+    Calling it calls the formula, so one rule may be another rule, changed.
+    """
+
+    name: str
+    formula: RuleFn
+    slots: Mapping[str, Slot]
+    hyper: Mapping[str, Hyper]
+    scope: Scope
+    paper: str
+    decay: Decay = "decoupled"
+    apply: str = "decoupled"
+    torch_names: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, p: Any, g: Any, s: Tensors, h: Any) -> tuple[Any, dict[str, Any]]:
+        return self.formula(p, g, s, h)
+
+    def slots_for(self, shape: torch.Size, hyper: Mapping[str, Any]) -> dict[str, torch.Size]:
+        """Slot name to shape, for a parameter of this shape under these hyperparameters."""
+        return {
+            name: slot.shape(shape, hyper) if slot.shape else shape
+            for name, slot in self.slots.items()
+            if slot.when is None or slot.when(shape, hyper)
+        }
+
+
+class Live(SimpleNamespace):
+    """The `h` of a rule: every hyperparameter by its paper name, and `t`, the step from 1."""
+
+
+def names_of_pair(name: str) -> tuple[str, str]:
+    """`betas` is `beta1`, `beta2` inside a rule; `eps` of two is `eps1`, `eps2`."""
+    stem = name.rstrip("s") if name != "eps" else name
+    return f"{stem}1", f"{stem}2"
+
+
+def expand(hyper: Mapping[str, Any], t: int) -> Live:
+    """A group's hyperparameters, torch's names, as the rule reads them: pairs split, tensors read."""
+    out: dict[str, Any] = {"t": t}
+    for name, value in hyper.items():
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            out.update(zip(names_of_pair(name), value, strict=True))
+        else:
+            out[name] = float(value) if isinstance(value, torch.Tensor) else value
+    return Live(**out)
