@@ -6,6 +6,7 @@ Floor 0 of the house: this file imports torch types only, and every other room m
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,11 @@ from typing import Any, Literal, Protocol
 import torch
 
 
-class SteepestError(Exception):
-    """A mistake the user can mend. The message is one or two sentences: what is wrong, what to do."""
+class SteepestError(ValueError):
+    """A mistake the user can mend. The message is one or two sentences: what is wrong, what to do.
+
+    A ValueError, because that is what torch.optim raises for the same mistakes.
+    """
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> SteepestError:
@@ -63,6 +67,7 @@ class Hyper:
     low: float = -math.inf
     high: float = math.inf
     open_high: bool = False
+    infinite: bool = False
     live: bool = True
     choices: tuple[Any, ...] | None = None
 
@@ -96,8 +101,9 @@ class Hyper:
             value = value.item()
         if isinstance(value, str) or not isinstance(value, (int, float)):
             raise SteepestError(f"{where}: {name} must be a number, got {value!r}.")
-        below = value > self.high or (self.open_high and value == self.high)
-        if not math.isfinite(value) or value < self.low or below:
+        above = value > self.high or (self.open_high and value == self.high)
+        endless = math.isnan(value) or (math.isinf(value) and not self.infinite)
+        if endless or above or value < self.low:
             end = ")" if self.open_high else "]"
             raise SteepestError(
                 f"{where}: {name}={value!r} is out of range; it must lie in [{self.low:g}, {self.high:g}{end}."
@@ -130,9 +136,7 @@ Decay = Literal["decoupled", "l2", "inside"]
 """Where weight decay enters: at the parameter (decoupled), added to the gradient before the rule
 (l2), or in the rule's own formula (inside)."""
 
-Tensors = Mapping[str, Any]
-RuleFn = Callable[[Any, Any, Tensors, Any], tuple[Any, dict[str, Any]]]
-ApplyFn = Callable[[Any, Any, Any], Any]
+RuleFn = Callable[[Any, Any, Any, Any], tuple[Any, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,25 @@ class Rule:
     paper: str
     decay: Decay = "decoupled"
     apply: str = "decoupled"
-    torch_names: Mapping[str, str] = field(default_factory=dict)
+    dialects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a dialect to the defaults that differ under it; the first is the accepted reference."""
 
-    def __call__(self, p: Any, g: Any, s: Tensors, h: Any) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:
         return self.formula(p, g, s, h)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled optimizer names its rules; the formula stays in the code.
+        return _rule_of, (self.formula.__module__, self.name)
+
+    def defaults(self, dialect: str | None = None) -> dict[str, Any]:
+        """Every hyperparameter at its default, under a dialect if the rule has any."""
+        out = {name: hyper.default for name, hyper in self.hyper.items()}
+        if self.dialects:
+            dialect = dialect or next(iter(self.dialects))
+            if dialect not in self.dialects:
+                raise unknown(f"dialect of {self.name}", dialect, self.dialects)
+            out |= {"dialect": dialect, **self.dialects[dialect]}
+        return out
 
     def slots_for(self, shape: torch.Size, hyper: Mapping[str, Any]) -> dict[str, torch.Size]:
         """Slot name to shape, for a parameter of this shape under these hyperparameters."""
@@ -164,8 +183,19 @@ class Rule:
         }
 
 
+class Slots(SimpleNamespace):
+    """The `s` of a rule: one parameter's slots by name; `"m" in s` asks whether it has one."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+
 class Live(SimpleNamespace):
     """The `h` of a rule: every hyperparameter by its paper name, and `t`, the step from 1."""
+
+
+def _rule_of(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def names_of_pair(name: str) -> tuple[str, str]:
@@ -183,3 +213,8 @@ def expand(hyper: Mapping[str, Any], t: int) -> Live:
         else:
             out[name] = float(value) if isinstance(value, torch.Tensor) else value
     return Live(**out)
+
+
+def compute_dtype(p: torch.Tensor) -> torch.dtype:
+    """The type a parameter's step is computed and its slots are kept in: float64 or float32."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32

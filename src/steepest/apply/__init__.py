@@ -1,0 +1,8 @@
+"""From a direction to a new parameter: where p comes down.
+
+`h` holds the live hyperparameters; every function is pure and takes tensors, lists or proxies alike.
+"""
+
+from steepest.apply.landing import APPLY, advance, condition, decoupled, descend, displace
+
+__all__ = ["APPLY", "advance", "condition", "decoupled", "descend", "displace"]

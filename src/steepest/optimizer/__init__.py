@@ -1,0 +1,38 @@
+"""The optimizer object: one `torch.optim.Optimizer` that runs any rule, on any engine."""
+
+from steepest.optimizer.constructors import (
+    LAMB,
+    LARS,
+    SGD,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    RMSprop,
+    Signum,
+    constructor,
+)
+from steepest.optimizer.optimizer import Optimizer
+from steepest.optimizer.routes import Route, everything, matrices, vectors
+from steepest.optimizer.verdict import Verdict
+
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "Optimizer",
+    "RMSprop",
+    "Route",
+    "Signum",
+    "Verdict",
+    "constructor",
+    "everything",
+    "matrices",
+    "vectors",
+]

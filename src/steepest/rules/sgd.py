@@ -1,0 +1,47 @@
+"""Gradient descent, with and without momentum, and its layer-wise scaled form."""
+
+from __future__ import annotations
+
+from steepest.contract import Hyper, Scope, zeros
+from steepest.ops import norm, ratio, where
+from steepest.rules.declare import FLAG, LR, UNIT, WEIGHT_DECAY, rule
+
+MOMENTUM = {
+    "lr": LR,
+    "momentum": Hyper(0.0, **UNIT),
+    "dampening": Hyper(0.0, low=0.0, high=1.0),
+    "weight_decay": WEIGHT_DECAY,
+    "nesterov": FLAG,
+}
+
+
+@rule(
+    slots={"m": zeros.if_set("momentum")},
+    scope=Scope.ELEMENT,
+    decay="l2",
+    paper="Polyak 1964; Nesterov as in Sutskever et al. 2013; reference torch/optim/sgd.py",
+    hyper=MOMENTUM,
+)
+def sgd(p, g, s, h):
+    if "m" not in s:
+        return g, {}
+    m = h.momentum * s.m + (1 - where(h.t > 1, h.dampening, 0.0)) * g
+    return (g + h.momentum * m if h.nesterov else m), {"m": m}
+
+
+@rule(
+    slots={"m": zeros.if_set("momentum")},
+    scope=Scope.TENSOR,
+    decay="inside",
+    paper="arXiv:1708.03888; reference timm/optim/lars.py",
+    hyper={
+        **MOMENTUM,
+        "momentum": Hyper(0.9, **UNIT),
+        "trust_coefficient": Hyper(1e-3, low=0.0),
+        "eps": Hyper(1e-8, low=0.0),
+    },
+)
+def lars(p, g, s, h):
+    w = norm(p)
+    r = ratio(h.trust_coefficient * w, norm(g) + h.weight_decay * w + h.eps)
+    return sgd(p, (g + h.weight_decay * p) * r, s, h)

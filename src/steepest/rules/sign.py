@@ -1,0 +1,30 @@
+"""Sign descent: every element moves by the learning rate, whatever the gradient's size."""
+
+from __future__ import annotations
+
+from steepest.contract import Hyper, Scope, zeros
+from steepest.ops import lerp, sign
+from steepest.rules.declare import UNIT, WEIGHT_DECAY, rule
+
+
+@rule(
+    slots={"m": zeros},
+    scope=Scope.ELEMENT,
+    paper="arXiv:2302.06675; reference google/automl lion/lion_pytorch.py",
+    hyper={"lr": Hyper(1e-4, low=0.0), "betas": Hyper((0.9, 0.99), **UNIT), "weight_decay": WEIGHT_DECAY},
+)
+def lion(p, g, s, h):
+    return sign(lerp(s.m, g, 1 - h.beta1)), {"m": lerp(s.m, g, 1 - h.beta2)}
+
+
+@rule(
+    slots={"m": zeros.if_set("momentum")},
+    scope=Scope.ELEMENT,
+    paper="arXiv:1802.04434, algorithm 2 (momentum 0: algorithm 1, signSGD)",
+    hyper={"lr": Hyper(1e-4, low=0.0), "momentum": Hyper(0.9, **UNIT), "weight_decay": WEIGHT_DECAY},
+)
+def signum(p, g, s, h):
+    if "m" not in s:
+        return sign(g), {}
+    m = lerp(s.m, g, 1 - h.momentum)
+    return sign(m), {"m": m}

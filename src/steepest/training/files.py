@@ -1,0 +1,51 @@
+"""Writing files so that a power cut leaves the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from steepest.contract import SteepestError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path`: a synced temporary file beside it, then an atomic rename.
+
+    A full disk or a read-only folder becomes a sentence; the file that was there stays as it was.
+    """
+    path = Path(path)
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise SteepestError(_sentence(path, error)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; a file system that cannot is left as it is."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {path} was not written; free some space and run the same command again."
+    return f"cannot write {path} ({error.strerror}); choose a folder that can be written with --out."
