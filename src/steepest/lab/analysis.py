@@ -124,7 +124,7 @@ def analyse(study: Mapping[str, Any], records: Iterable[Record]) -> Summary:
     A race that diverged makes its optimizer "failed": dropping that seed would flatter it. One that
     is missing makes it "incomplete". Neither stops the others from being judged.
     """
-    everything = list(records)
+    everything = sorted(records, key=lambda record: record["id"])
     ours = [record for record in everything if _belongs(study, record)]
     names = list(dict.fromkeys([study["baseline"], *study["optimizers"]]))
     found = {name: _result(study, name, [r for r in ours if r["optimizer"] == name]) for name in names}

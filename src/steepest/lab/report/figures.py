@@ -304,7 +304,7 @@ def _top(summary: Summary, drawn: Sequence[Result]) -> float:
 
 def _left(rows: Sequence[Result]) -> int:
     """Pixels that the longest title takes beside an axis."""
-    return 24 + 7 * max((len(result.title) for result in rows), default=0)
+    return 36 + 7 * max((len(result.title) for result in rows), default=0)
 
 
 def _scale(value: float, bottom: float, top: float) -> float:

@@ -68,7 +68,7 @@ def render(
         warnings=_warnings(summary, problems),
         choice=choice,
         chosen=summary[choice.name].title if choice else "",
-        snippet=snippet(summary),
+        snippet=snippet(summary, study["clip"]),
         schedule=_plain(study["schedule"]),
         base=summary[summary.baseline].title,
         seeds=summary.seeds,
@@ -147,6 +147,7 @@ def _cells(r: Result) -> list[Cell]:
     half = r.difference.half_width if r.difference else None
     word = f"{r.bytes_per_parameter:.2g}" if r.bytes_per_parameter is not None else ""
     end = "grid's end" if r.sweep.edge else ""
+    short = "not reached" if r.loss else words.NONE
     return [
         Cell(r.title, r.title.lower()),
         Cell(r.verdict, r.verdict, style=r.verdict),
@@ -163,9 +164,9 @@ def _cells(r: Result) -> list[Cell]:
         Cell(words.milliseconds(r.step_ms), _key(r.step_ms), words.milliseconds(r.optimizer_ms)),
         Cell(words.size(r.state_bytes), _key(r.state_bytes), word),
         Cell(
-            words.count(r.tokens_to_target) if r.tokens_to_target is not None else "not reached",
+            short if r.tokens_to_target is None else words.count(r.tokens_to_target),
             _key(r.tokens_to_target),
-            words.duration(r.seconds_to_target) if r.seconds_to_target is not None else "",
+            "" if r.seconds_to_target is None else words.duration(r.seconds_to_target),
         ),
         Cell(f"{r.diverged} of {r.trials}", _key(r.diverged)),
     ]

@@ -60,7 +60,10 @@ def choose(summary: Summary) -> Choice | None:
             f"where {base.title} keeps {words.size(base.state_bytes)}.",
         )
     others = words.titles(summary, [name for name in summary.leaders if name != base.name])
-    return Choice(base.name, f"{others} and {base.title} tie, and none that ties keeps clearly less state.")
+    return Choice(
+        base.name,
+        f"{others} and {base.title} tie, and none that ties keeps clearly less state at as low a loss.",
+    )
 
 
 def recommendation(summary: Summary, study: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,17 +105,15 @@ def recommended_yaml(summary: Summary, study: Mapping[str, Any]) -> str | None:
     return header + yaml.safe_dump(recommendation(summary, study), sort_keys=False, allow_unicode=True)
 
 
-def snippet(summary: Summary) -> str:
-    """Lines to paste into a training script; empty if nothing could be judged."""
+def snippet(summary: Summary, clip: float | None = None) -> str:
+    """Lines to paste into a training script, with the study's clipping; empty if nothing could be judged."""
     choice = choose(summary)
     if choice is None:
         return ""
-    hyper = _hyper(summary[choice.name])
-    arguments = ", ".join(
-        ["model.parameters()", *(f"{key}={_argument(value)}" for key, value in hyper.items())]
-    )
+    given = _hyper(summary[choice.name]) | ({"max_grad_norm": clip} if clip else {})
+    arguments = "".join(f", {key}={_argument(value)}" for key, value in given.items())
     name = CLASSES.get(choice.name, choice.name)
-    return f"import steepest\n\noptimizer = steepest.{name}({arguments})"
+    return f"import steepest\n\noptimizer = steepest.{name}(model.parameters(){arguments})"
 
 
 def _clearly_smaller(result: Result, base: Result) -> bool:

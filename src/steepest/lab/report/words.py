@@ -150,9 +150,10 @@ def gap(result: Result, baseline: str) -> str:
         else f"{low:.{digits}f} to {high:.{digits}f}"
     )
     p = probability(result.holm_p)
+    p = p.replace("<", "< ") if p.startswith("<") else f"= {p}"
     return (
         f"{abs(difference.mean):.{digits}f} nats {side} {baseline} (95% interval {ends}, "
-        f"Holm-corrected p {p.replace('<', '< ') if p.startswith('<') else '= ' + p}, {difference.n} paired seeds)"
+        f"Holm-corrected p {p}, {difference.n} paired seeds)"
     )
 
 
