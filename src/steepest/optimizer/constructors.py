@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 
 from steepest.contract import SteepestError, unknown
 from steepest.optimizer.optimizer import Optimizer
+from steepest.rules import find_rule
 
 Betas = tuple[Any, Any]
 
@@ -35,9 +36,6 @@ class Options(TypedDict, total=False):
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(given)
-    for key in own:
-        if key not in Options.__annotations__:
-            raise unknown("option", key, Options.__annotations__)
     for key in ("capturable", "differentiable"):
         if own.pop(key, False):
             raise SteepestError(f"{key}=True is not supported; leave it out.")
@@ -182,6 +180,8 @@ class Adafactor(Optimizer):
         warmup_init: bool = False,
         **options: Unpack[Options],
     ) -> None:
+        if eps is not None and eps[0] is None:  # torch's own default
+            eps = (find_rule("adafactor").defaults(dialect)["eps"][0], eps[1])
         chosen = {"eps": eps, "d": d, "beta1": beta1, "scale_parameter": scale_parameter}
         super().__init__(
             params,
@@ -270,9 +270,7 @@ class Lion(Optimizer):
         weight_decay: Any = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            params, "lion", lr=lr, betas=betas, weight_decay=weight_decay, **_options(options)
-        )
+        super().__init__(params, "lion", lr=lr, betas=betas, weight_decay=weight_decay, **_options(options))
 
 
 class Signum(Optimizer):

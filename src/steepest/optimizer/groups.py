@@ -35,7 +35,9 @@ def fill(rule: Rule, given: Mapping[str, Any], where: str) -> tuple[dict[str, An
 def _settle(rule: Rule, key: str, value: Any, schedules: dict[Place, Schedule], where: str) -> Any:
     if callable(value):
         if not rule.hyper[key].live:
-            raise SteepestError(f"{where}: {key} shapes the formula of {rule.name} and cannot have a schedule.")
+            raise SteepestError(
+                f"{where}: {key} shapes the formula of {rule.name} and cannot have a schedule."
+            )
         schedules[key, None] = value
         return value(0)
     if isinstance(value, (tuple, list)):

@@ -40,7 +40,9 @@ def from_torch(rule: str, name: str, saved: Mapping[str, Any], own: Mapping[str,
         if value is None and rule in STEPLESS:  # no step taken yet: torch keeps None, we keep zeros
             return dict(own)
         if not isinstance(value, Tensor):
-            raise SteepestError(f"{name}: the torch state has no {key!r}; it holds {', '.join(sorted(saved))}.")
+            raise SteepestError(
+                f"{name}: the torch state has no {key!r}; it holds {', '.join(sorted(saved))}."
+            )
         if value.shape != tensor.shape:
             raise SteepestError(
                 f"{name}: torch's {key} has shape {tuple(value.shape)}, this parameter's {slot} "

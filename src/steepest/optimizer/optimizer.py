@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.contract import Live, Rule, Schedule, SteepestError, expand
+from steepest.contract import Live, Rule, Schedule, SteepestError, expand, unknown
 from steepest.engines import find_engine
 from steepest.optimizer import interchange
 from steepest.optimizer.groups import Place, check, fill, get, put
@@ -20,6 +21,9 @@ from steepest.optimizer.verdict import CLIP_EPS, Verdict, examine
 from steepest.rules import find_rule
 
 log = logging.getLogger("steepest")
+
+OPTIONS = ("max_grad_norm", "max_grad_value", "maximize", "skip_limit", "engine")
+"""What every rule takes beside its hyperparameters, for the hint at a misspelt name."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -59,10 +63,10 @@ class Optimizer(torch.optim.Optimizer):
         if (rule is None) == (routes is None):
             raise SteepestError("give an Optimizer either rule=... or routes=[...].")
         for name, limit in (("max_grad_norm", max_grad_norm), ("max_grad_value", max_grad_value)):
-            if limit is not None and not 0 < limit < float("inf"):
+            if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < float("inf")):
                 raise SteepestError(f"{name}={limit!r} must be a positive number, or None for no clipping.")
-        if skip_limit < 1:
-            raise SteepestError(f"skip_limit={skip_limit!r} must be at least 1.")
+        if not isinstance(skip_limit, int) or skip_limit < 1:
+            raise SteepestError(f"skip_limit={skip_limit!r} must be a whole number, at least 1.")
         self.max_grad_norm, self.max_grad_value, self.clip_eps = max_grad_norm, max_grad_value, clip_eps
         self.skip_limit, self.committed, self.skipped, self.consecutive_skips = skip_limit, 0, 0, 0
         self.last_verdict: Verdict | None = None
@@ -83,6 +87,9 @@ class Optimizer(torch.optim.Optimizer):
             return
         found = find_rule(rule)  # type: ignore[arg-type]
         self._rules[found.name] = found
+        for key in hyper:
+            if key not in found.hyper:
+                raise unknown(f"option of {found.name}", key, [*found.hyper, *OPTIONS])
         filled, _ = fill(found, hyper, found.name)
         self._given = hyper  # unlike torch's defaults, this still holds the schedules
         super().__init__(named, {"rule": found.name, "maximize": maximize, **filled})
@@ -91,7 +98,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; every key is checked against its rule, and its state is allocated now."""
-        if not isinstance(param_group, dict):
+        if not isinstance(param_group, dict) or "params" not in param_group:
             raise SteepestError(f"a parameter group must be a dict with 'params', got {param_group!r}.")
         where = f"group {len(self.param_groups)}"
         rule = self._find(param_group.get("rule", self.defaults.get("rule")), where)
@@ -124,9 +131,14 @@ class Optimizer(torch.optim.Optimizer):
         """
         for group, places in zip(self.param_groups, self._places, strict=True):
             rule = self._rules[group["rule"]]
+            held = next((p for p in group["params"] if p in self.state), None)
+            if held is not None and rule.slots_for(held.shape, group).keys() - self.state[held].keys():
+                # A hyperparameter that was zero no longer is (momentum under OneCycleLR): the slot it needs.
+                for p in filter(self.state.__contains__, group["params"]):
+                    self.state[p] = allocate(rule, p, group) | self.state[p]
             for i, p in enumerate(group["params"]):
                 old = places[i] if i < len(places) else None
-                if old is not None and old is not p and old in self.state:
+                if old is not None and old is not p and old in self.state and p not in self.state:
                     moved = self.state.pop(old)
                     if old.shape == p.shape and old.device == p.device:
                         self.state[p] = moved
@@ -255,6 +267,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's shape, and beside it what `load_state_dict` checks: version, counters, shapes."""
+        self._reconcile()
         out = super().state_dict()
         out["steepest"] = {
             "version": VERSION,
@@ -269,17 +282,21 @@ class Optimizer(torch.optim.Optimizer):
         a mismatch raises and leaves the optimizer as it was. Types are never cast."""
         for pre in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre(self, state_dict) or state_dict
+        self._reconcile()
         if "steepest" not in state_dict:
             raise SteepestError(
                 "this state was not saved by steepest; load torch.optim states with import_torch_state()."
             )
         own = state_dict["steepest"]
         if own["version"] > VERSION:
-            raise SteepestError(f"this state has format {own['version']}, newer than {VERSION}; update steepest.")
+            raise SteepestError(
+                f"this state has format {own['version']}, newer than {VERSION}; update steepest."
+            )
         fresh = dict(self._matched(state_dict, shapes=own["shapes"]))
         for p, saved in fresh.items():
             self.state[p] = {
-                k: v.detach().to(p.device, copy=True) if isinstance(v, Tensor) else v for k, v in saved.items()
+                k: v.detach().to(p.device, copy=True) if isinstance(v, Tensor) else v
+                for k, v in saved.items()
             }
         self._take_groups(state_dict["param_groups"])
         self.committed, self.skipped, self.consecutive_skips = own["committed"], own["skipped"], 0
@@ -288,7 +305,10 @@ class Optimizer(torch.optim.Optimizer):
             post(self)
 
     def _matched(
-        self, state_dict: dict[str, Any], shapes: list[list[list[int]]] | None = None, torch_names: bool = False
+        self,
+        state_dict: dict[str, Any],
+        shapes: list[list[list[int]]] | None = None,
+        torch_names: bool = False,
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """(parameter, its saved state in this library's names), everything checked."""
         groups = state_dict["param_groups"]
@@ -305,7 +325,9 @@ class Optimizer(torch.optim.Optimizer):
             for i, (p, at) in enumerate(zip(group["params"], order, strict=True)):
                 name = self.name_of(g, i)
                 if shapes is not None and shapes[g][at] != list(p.shape):
-                    raise SteepestError(f"{name}: saved with shape {shapes[g][at]}, here it is {list(p.shape)}.")
+                    raise SteepestError(
+                        f"{name}: saved with shape {shapes[g][at]}, here it is {list(p.shape)}."
+                    )
                 theirs = state_dict["state"].get(saved["params"][at])
                 if theirs is None or p not in self.state:  # frozen then, or frozen now
                     continue
@@ -318,13 +340,14 @@ class Optimizer(torch.optim.Optimizer):
         for group, theirs in zip(self.param_groups, saved, strict=True):
             for key, value in theirs.items():
                 if key not in ("params", "param_names"):
-                    group[key] = value
+                    group[key] = copy.deepcopy(value)  # a tensor lr is not shared with what was saved
 
     def import_torch_state(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the same algorithm in torch.optim (or lion-pytorch, apex, timm):
         moments and step counts. Hyperparameters stay this optimizer's own."""
         if "steepest" in state_dict:
             raise SteepestError("this state was saved by steepest; load it with load_state_dict().")
+        self._reconcile()
         fresh = dict(self._matched(state_dict, torch_names=True))
         self.state.update(fresh)
         self.committed = max((int(s["step"]) for s in fresh.values()), default=0)
@@ -332,6 +355,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def export_torch_state(self) -> dict[str, Any]:
         """The state as torch.optim's own optimizer of this algorithm loads it."""
+        self._reconcile()
         packed = super().state_dict()
         flat = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         state = {
@@ -345,9 +369,11 @@ class Optimizer(torch.optim.Optimizer):
         return {"state": state, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {k: v for k, v in self.__dict__.items() if "hook" not in k and k != "_run"}
+        # Schedulers put a wrapped `step` of this very object into `__dict__`; a copy must not carry it.
+        own = {k: v for k, v in self.__dict__.items() if "hook" not in k and not callable(v)}
         return {**own, **super().__getstate__()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it; it is no option of a rule
         self.engine, self._run = find_engine(self.engine)
