@@ -2,8 +2,10 @@
 
     python bench/foreach.py --out bench/results/foreach.json
 
-Times are medians of interleaved rounds; read the ratios, the machine is noisy. Ours includes the
-non-finite check that every step makes (one more reading of the gradients).
+Times are medians of interleaved rounds; read the ratios, the machine is noisy. "engine" is the update
+alone, the like of what torch does; "step" is a whole `Optimizer.step()`, which also reads the gradients
+once more to refuse a non-finite one; "clipped" is that step with global-norm clipping, against
+`clip_grad_norm_` and torch's step.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 import steepest
+from steepest.optimizer import Verdict
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT = 768, 12, 50257, 1024
 BLOCK = [
@@ -46,30 +49,47 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Milliseconds a step, ours and torch's, each case on one set of parameters for both."""
+    """Milliseconds a step, ours and torch's, interleaved on one set of parameters."""
     params = [torch.randn(shape).mul_(0.02).requires_grad_() for shape in GPT2]
     for p in params:
         p.grad = torch.randn_like(p) * 1e-3
     out = {}
     for name, (ours, theirs, options) in CASES.items():
-        pair = {
-            "steepest": ours(params, lr=1e-6, foreach=True, **options),
-            "torch": theirs(params, lr=1e-6, foreach=True, **options),
+        mine = ours(params, lr=1e-6, foreach=True, **options)
+        clipping = ours(params, lr=1e-6, foreach=True, max_grad_norm=1e9, **options)
+        other = theirs(params, lr=1e-6, foreach=True, **options)
+        engine = ours(params, lr=1e-6, foreach=True, **options)
+        engine._decide = lambda work: Verdict(True, 1.0)
+
+        def clip_and_step(other: Any = other) -> None:
+            torch.nn.utils.clip_grad_norm_(params, 1e9)
+            other.step()
+
+        runs = {
+            "engine": engine.step,
+            "torch": other.step,
+            "step": mine.step,
+            "clipped": clipping.step,
+            "torch_clipped": clip_and_step,
         }
-        times: dict[str, list[float]] = {key: [] for key in pair}
+        times: dict[str, list[float]] = {key: [] for key in runs}
         for i in range(rounds + 1):
-            for key in sorted(pair, reverse=bool(i % 2)):
+            for key in list(runs) if i % 2 else list(runs)[::-1]:
                 start = time.perf_counter()
-                pair[key].step()
+                runs[key]()
                 if i:
                     times[key].append((time.perf_counter() - start) * 1e3)
         ms = {key: statistics.median(t) for key, t in times.items()}
-        out[name] = {
-            **{f"{key}_ms": round(t, 1) for key, t in ms.items()},
-            "ratio": round(ms["steepest"] / ms["torch"], 3),
+        ratios = {
+            "engine": ms["engine"] / ms["torch"],
+            "step": ms["step"] / ms["torch"],
+            "clipped": ms["clipped"] / ms["torch_clipped"],
         }
-        print(f"{name:14} steepest {ms['steepest']:7.1f} ms  torch {ms['torch']:7.1f} ms  "
-              f"ratio {ms['steepest'] / ms['torch']:.2f}", flush=True)
+        out[name] = {
+            "ms": {key: round(t, 1) for key, t in ms.items()},
+            "ratio_to_torch": {key: round(r, 3) for key, r in ratios.items()},
+        }
+        print(name, out[name], flush=True)
     return out
 
 

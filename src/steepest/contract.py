@@ -106,7 +106,8 @@ class Hyper:
         if endless or above or value < self.low:
             end = ")" if self.open_high else "]"
             raise SteepestError(
-                f"{where}: {name}={value!r} is out of range; it must lie in [{self.low:g}, {self.high:g}{end}."
+                f"{where}: {name}={value!r} is out of range; "
+                f"it must lie in [{self.low:g}, {self.high:g}{end}."
             )
 
 

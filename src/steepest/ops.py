@@ -18,6 +18,7 @@ __all__ = [
     "atleast",
     "atmost",
     "clip",
+    "last_use",
     "lerp",
     "mean_to",
     "norm",
@@ -32,6 +33,11 @@ __all__ = [
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float))
+
+
+def last_use(x: Any) -> Any:
+    """x itself, with the promise that it is not used again: an engine may write the result over it."""
+    return handle_torch_function(last_use, (x,), x) if has_torch_function((x,)) else x
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:

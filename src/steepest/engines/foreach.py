@@ -14,27 +14,39 @@ from torch import Tensor
 
 from steepest.apply import advance
 from steepest.contract import Rule, Scope, Slots, compute_dtype
+from steepest.ops import last_use
 
-PIECE = 2**17
-"""Elements in a piece on a CPU: half a MiB of float32 a list, chosen by `bench/foreach.py`."""
+PIECE = 2**18
+"""Elements in a piece on a CPU: one MiB of float32 a list, chosen by `bench/foreach.py`. A rule without
+slots needs no temporary, hence no cache, and gets pieces four times as long."""
 
 
 class Bundle:
-    """A list of tensors that a rule may use as if it were one tensor."""
+    """A list of tensors that a rule may use as if it were one tensor.
 
-    __slots__ = ("tensors",)
+    A spent bundle (`ops.last_use`) is computed in place, and so is what comes of it: that is how a new
+    parameter lands in the old one's memory without a copy.
+    """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
+    __slots__ = ("spent", "tensors")
+
+    def __init__(self, tensors: Sequence[Tensor], spent: bool = False) -> None:
+        self.tensors, self.spent = tensors, spent
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Bundle:
         kwargs = kwargs or {}
-        whole = FOREACH.get(func)
-        if whole is not None:
-            return cls(whole(*map(_bare, args), **{k: _bare(v) for k, v in kwargs.items()}))
+        first = args[0]
+        if func is last_use:
+            return cls(first.tensors, spent=True)
+        bare = [_bare(a) for a in args]
+        if getattr(first, "spent", False) and func in IN_PLACE:
+            IN_PLACE[func](*bare, **kwargs)
+            return first  # type: ignore[no-any-return]
+        if func in FOREACH:
+            return cls(FOREACH[func](*bare, **{k: _bare(v) for k, v in kwargs.items()}))
         count = next(len(a.tensors) for a in (*args, *kwargs.values()) if isinstance(a, Bundle))
         return cls(
             [
@@ -43,30 +55,18 @@ class Bundle:
             ]
         )
 
-    def __add__(self, other: Any) -> Bundle:
-        return Bundle(torch._foreach_add(self.tensors, _bare(other)))
+    def _operator(func: Callable[..., Any]) -> Callable[[Any, Any], Bundle]:  # type: ignore[misc]
+        def call(self: Bundle, other: Any) -> Bundle:
+            return self.__torch_function__(func, (), (self, other))
 
-    __radd__ = __add__
+        return call
 
-    def __sub__(self, other: Any) -> Bundle:
-        return Bundle(torch._foreach_sub(self.tensors, _bare(other)))
-
-    def __mul__(self, other: Any) -> Bundle:
-        return Bundle(torch._foreach_mul(self.tensors, _bare(other)))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Bundle:
-        return Bundle(torch._foreach_div(self.tensors, _bare(other)))
-
-    def __neg__(self) -> Bundle:
-        return Bundle(torch._foreach_neg(self.tensors))
-
-    def __gt__(self, other: Any) -> Bundle:
-        return self.__torch_function__(torch.gt, (), (self, other))
-
-    def __and__(self, other: Any) -> Bundle:
-        return self.__torch_function__(torch.logical_and, (), (self, other))
+    __add__ = __radd__ = _operator(torch.add)
+    __sub__ = _operator(torch.sub)
+    __mul__ = __rmul__ = _operator(torch.mul)
+    __truediv__ = _operator(torch.div)
+    __gt__ = _operator(torch.gt)
+    __and__ = _operator(torch.logical_and)
 
 
 def _bare(x: Any) -> Any:
@@ -84,12 +84,20 @@ def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
 
 
 FOREACH: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    torch.lerp: torch._foreach_lerp,
     torch.add: torch._foreach_add,
+    torch.sub: torch._foreach_sub,
+    torch.mul: torch._foreach_mul,
+    torch.div: torch._foreach_div,
+    torch.lerp: torch._foreach_lerp,
     torch.sqrt: torch._foreach_sqrt,
     torch.sign: torch._foreach_sign,
     torch.clamp: _clamp,
     torch.linalg.vector_norm: torch._foreach_norm,
+}
+IN_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    torch.add: torch._foreach_add_,
+    torch.sub: torch._foreach_sub_,
+    torch.mul: torch._foreach_mul_,
 }
 
 
@@ -109,7 +117,8 @@ def run(
         steep = g if g[0].dtype == dtype else [t.to(dtype) for t in g]
         held = Slots(**{name: Bundle(tensors) for name, tensors in zip(names, own, strict=True)})
         new_p, new_slots = advance(rule, Bundle(wide), Bundle(steep), held, h)
-        torch._foreach_copy_(p, new_p.tensors)
+        if new_p.tensors is not p:
+            torch._foreach_copy_(p, new_p.tensors)
         for name, tensors in zip(names, own, strict=True):
             torch._foreach_copy_(tensors, new_slots[name].tensors)
 
@@ -123,15 +132,16 @@ def _pieces(columns: Sequence[Sequence[Tensor]], scope: Scope) -> Iterator[list[
     if columns[0][0].device.type != "cpu":
         yield [list(column) for column in columns]
         return
+    piece = PIECE if len(columns) > 2 else 4 * PIECE
     held: list[list[Tensor]] = [[] for _ in columns]
     count = 0
     for row in zip(*columns, strict=True):
         size = row[0].numel()
-        if size > PIECE and scope is Scope.ELEMENT and all(t.is_contiguous() for t in row):
-            for cut in zip(*(t.view(-1).split(PIECE) for t in row), strict=True):
+        if size > piece and scope is Scope.ELEMENT and all(t.is_contiguous() for t in row):
+            for cut in zip(*(t.view(-1).split(piece) for t in row), strict=True):
                 yield [[t] for t in cut]
             continue
-        if held[0] and count + size > PIECE:
+        if held[0] and count + size > piece:
             yield held
             held, count = [[] for _ in columns], 0
         for column, tensor in zip(held, row, strict=True):

@@ -314,12 +314,14 @@ class Optimizer(torch.optim.Optimizer):
         groups = state_dict["param_groups"]
         if len(groups) != len(self.param_groups):
             raise SteepestError(
-                f"the saved state has {len(groups)} parameter groups, this optimizer {len(self.param_groups)}."
+                f"the saved state has {len(groups)} parameter groups, "
+                f"this optimizer {len(self.param_groups)}."
             )
         for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
             if not torch_names and saved.get("rule") != group["rule"]:
                 raise SteepestError(
-                    f"group {g}: the saved state is of {saved.get('rule')!r}, this optimizer runs {group['rule']!r}."
+                    f"group {g}: the saved state is of {saved.get('rule')!r}, "
+                    f"this optimizer runs {group['rule']!r}."
                 )
             order = order_of(saved, group, f"group {g}")
             for i, (p, at) in enumerate(zip(group["params"], order, strict=True)):

@@ -38,7 +38,8 @@ def order_of(saved: Mapping[str, Any], own: Mapping[str, Any], where: str) -> li
     theirs, ours = saved.get("param_names"), own.get("param_names")
     if len(saved["params"]) != len(own["params"]):
         raise SteepestError(
-            f"{where}: the saved state has {len(saved['params'])} parameters, this optimizer {len(own['params'])}."
+            f"{where}: the saved state has {len(saved['params'])} parameters, "
+            f"this optimizer {len(own['params'])}."
         )
     if theirs is None or ours is None:
         return list(range(len(own["params"])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, Slot, zeros
 from steepest.ops import atleast, lerp, sqrt
-from steepest.rules.declare import EPS, FLAG, LR, UNIT, WEIGHT_DECAY, rule
+from steepest.rules.declare import EPS, FLAG, UNIT, WEIGHT_DECAY, rule
 
 
 @rule(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, zeros
-from steepest.ops import norm, ratio, where
+from steepest.ops import add_scaled, norm, ratio, where
 from steepest.rules.declare import FLAG, LR, UNIT, WEIGHT_DECAY, rule
 
 MOMENTUM = {
@@ -25,8 +25,8 @@ MOMENTUM = {
 def sgd(p, g, s, h):
     if "m" not in s:
         return g, {}
-    m = h.momentum * s.m + (1 - where(h.t > 1, h.dampening, 0.0)) * g
-    return (g + h.momentum * m if h.nesterov else m), {"m": m}
+    m = add_scaled(h.momentum * s.m, g, 1 - where(h.t > 1, h.dampening, 0.0))
+    return (add_scaled(g, m, h.momentum) if h.nesterov else m), {"m": m}
 
 
 @rule(

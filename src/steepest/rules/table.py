@@ -12,8 +12,7 @@ from steepest.rules.sgd import lars, sgd
 from steepest.rules.sign import lion, signum
 
 RULES: Mapping[str, Rule] = {
-    rule.name: rule
-    for rule in (sgd, rmsprop, adagrad, adam, adamw, adafactor, lamb, lars, lion, signum)
+    rule.name: rule for rule in (sgd, rmsprop, adagrad, adam, adamw, adafactor, lamb, lars, lion, signum)
 }
 
 
