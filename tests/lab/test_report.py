@@ -237,7 +237,9 @@ def test_an_edge_is_a_caution() -> None:
         (words.probability(0.0134), "0.013"),
         (words.listing(["A"]), "A"),
         (words.listing(["A", "B", "C"]), "A, B and C"),
-        (words.milliseconds(14.23), "14.2"),
+        (words.milliseconds(0.7), "0.70"),
+        (words.milliseconds(15.0), "15.0"),
+        (words.milliseconds(137.6), "138"),
     ],
 )
 def test_numbers(found: str, expected: str) -> None:

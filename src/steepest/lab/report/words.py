@@ -54,8 +54,10 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Milliseconds, three significant digits: 14.2."""
-    return NONE if value is None else f"{value:.3g}"
+    """Milliseconds: 0.72, 14.2, 138."""
+    if value is None:
+        return NONE
+    return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -174,9 +176,10 @@ def _who(summary: Summary) -> str:
         return f"{text}; {titles(summary, rest)} cannot be told apart from it." if rest else f"{text}."
     others = [name for name in summary.leaders if name != base.name]
     widest = max(abs(d.mean) for name in others if (d := summary[name].difference))
+    within = max(1, math.ceil(widest * 1000)) / 1000
     return (
         f"No optimizer beats {base.title}: {titles(summary, others)} "
-        f"{'end' if len(others) > 1 else 'ends'} within {max(widest, 0.001):.3f} nats of it, "
+        f"{'end' if len(others) > 1 else 'ends'} within {within:.3f} nats of it, "
         f"which {base.loss.n if base.loss else 0} paired seeds cannot tell from noise."
     )
 
