@@ -65,13 +65,14 @@ def _means(which: int) -> Slot:
     return Slot(shape=shape, when=lambda full, h: factored_dims(full, h) is not None)
 
 
-def second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
-    """The average of squared gradients as the slots hold it (r c / mean r where factored), and the slots."""
+def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
+    """The root of the average squared gradient as the slots hold it (of r c / mean r where factored), and
+    the slots. Roots come before the product: r c is below float32 where a row and a column are zero."""
     if "v" in s:
         v = lerp(s.v, g2, weight)
-        return v, {"v": v}
+        return sqrt(v), {"v": v}
     r, c = lerp(s.r, mean_to(g2, s.r), weight), lerp(s.c, mean_to(g2, s.c), weight)
-    return r * c / atleast(mean_to(r, s.c), floor), {"r": r, "c": c}
+    return sqrt(r / atleast(mean_to(r, s.c), floor)) * sqrt(c), {"r": r, "c": c}
 
 
 @rule(
@@ -107,8 +108,8 @@ def adafactor(p, g, s, h):
     like = DIALECTS[h.dialect]
     inside, floor = (h.eps1, 0.0) if like.inside else (0.0, h.eps1)
     weight = atleast(h.t**h.beta2_decay, 1 - like.cap)
-    v, new = second_moment(g * g + inside, s, weight, floor)
-    u = g / sqrt(atleast(v, floor * floor))
+    root, new = root_second_moment(g * g + inside, s, weight, floor)
+    u = g / atleast(root, floor)
     u = u / atleast(rms(u) / h.d, 1.0)
     lr = atmost(1e-6 * h.t if h.warmup_init else 1e-2, h.t**-0.5) if h.relative_step else h.lr
     rate = atmost(lr, h.t**-0.5) if like.inverse_sqrt else lr
