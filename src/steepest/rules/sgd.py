@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, zeros
-from steepest.ops import add_scaled, norm, ratio, where
+from steepest.ops import add_scaled, norm, where
 from steepest.rules.declare import FLAG, LR, UNIT, WEIGHT_DECAY, rule
 
 MOMENTUM = {
@@ -42,6 +42,6 @@ def sgd(p, g, s, h):
     },
 )
 def lars(p, g, s, h):
-    w = norm(p)
-    r = ratio(h.trust_coefficient * w, norm(g) + h.weight_decay * w + h.eps)
+    w, n = norm(p), norm(g)
+    r = where((w > 0) & (n > 0), h.trust_coefficient * w / (n + h.weight_decay * w + h.eps), 1.0)
     return sgd(p, (g + h.weight_decay * p) * r, s, h)
