@@ -64,14 +64,12 @@ def _switches(rule: Rule) -> dict[str, Sequence[Any]]:
 
 def _legal(case: Case) -> bool:
     h = case.hyper
-    idle = (h.get("warmup_init") and not h.get("relative_step")) or (
-        h.get("dampening") and not h.get("momentum")
-    )
-    if idle:
+    needs = {"warmup_init": "relative_step", "dampening": "momentum", "nesterov": "momentum"}
+    if any(h.get(switch) and not h.get(other) for switch, other in needs.items()):
         return False
     try:
         case.build([torch.zeros(2)])
-    except SteepestError:  # nesterov without momentum
+    except SteepestError:  # nesterov with dampening
         return False
     return True
 
