@@ -21,6 +21,7 @@ from steepest.optimizer import (
     Route,
     Signum,
     Verdict,
+    decay_groups,
 )
 
 __version__ = "0.1.0"
@@ -43,5 +44,6 @@ __all__ = [
     "Slot",
     "SteepestError",
     "Verdict",
+    "decay_groups",
     "schedules",
 ]

@@ -87,7 +87,10 @@ class Preset:
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, **more: Any) -> Fields:
+    # Weights start at GPT-2's 0.02 for its width of 768, and as 1/sqrt(width) for others: at width 64,
+    # 0.02 is so small that a short run is spent on growing them.
     return {
+        "initializer_range": round(0.02 * (768 / hidden) ** 0.5, 3),
         "vocab_size": 256,
         "hidden_size": hidden,
         "intermediate_size": intermediate,

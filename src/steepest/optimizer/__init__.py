@@ -14,7 +14,7 @@ from steepest.optimizer.constructors import (
     constructor,
 )
 from steepest.optimizer.optimizer import Optimizer
-from steepest.optimizer.routes import Route, everything, matrices, vectors
+from steepest.optimizer.routes import Route, decay_groups, everything, matrices, vectors
 from steepest.optimizer.verdict import Verdict
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Signum",
     "Verdict",
     "constructor",
+    "decay_groups",
     "everything",
     "matrices",
     "vectors",

@@ -216,7 +216,7 @@ class LAMB(Optimizer):
         own = _options(options)
         if dialect == "nv":
             own.setdefault("max_grad_norm", 1.0)
-        chosen = {"eps": eps, "always_adapt": always_adapt}
+        chosen: dict[str, Any] = {"eps": eps, "always_adapt": always_adapt}
         super().__init__(
             params,
             "lamb",

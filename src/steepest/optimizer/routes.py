@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from steepest.contract import Rule, SteepestError
 
@@ -86,3 +86,16 @@ def route_groups(named: Iterable[tuple[str, Tensor]], routes: Sequence[Route]) -
 def routing_digest(rows: Sequence[Sequence[Any]]) -> str:
     """A short hash of a routing table, for records: equal tables, equal digests."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups as language models are usually decayed: matrices are, biases and norms are not.
+
+    Goes into any constructor, torch's too: `steepest.Lion(decay_groups(model), lr=1e-4, weight_decay=1.0)`.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rest = [(name, p) for name, p in named if not matrices(name, p)]
+    groups: list[dict[str, Any]] = [{"params": [(name, p) for name, p in named if matrices(name, p)]}]
+    if rest:
+        groups.append({"params": rest, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

@@ -19,7 +19,7 @@ def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
     for name, shape in rule.slots_for(p.shape, group).items():
         start = rule.slots[name].init
         value = group[start] if isinstance(start, str) else start
-        like = {"dtype": compute_dtype(p), "device": p.device}
+        like: dict[str, Any] = {"dtype": compute_dtype(p), "device": p.device}
         state[name] = (
             torch.full_like(p, value, memory_format=torch.preserve_format, **like)
             if shape == p.shape

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from steepest.contract import SteepestError
@@ -49,3 +50,28 @@ def _sentence(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {path} was not written; free some space and run the same command again."
     return f"cannot write {path} ({error.strerror}); choose a folder that can be written with --out."
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; a second process gets a sentence. Freed by the system at exit."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    try:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise SteepestError(
+                    f"{folder} is in use by process {file.read().strip() or '?'}; wait for it, or choose "
+                    "another --out."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+    except OSError as error:
+        raise SteepestError(_sentence(path, error)) from error

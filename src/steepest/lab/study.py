@@ -1,0 +1,269 @@
+"""A study on disk: planned once, run in any order, continued wherever it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steepest.lab.bracket import best_point, wanted
+from steepest.lab.pool import Job, Pool
+from steepest.lab.question import GRID_FACTOR, START, Question, grid_rate, prior_lr
+from steepest.lab.records import FORMAT, Problem, Record, read_records, write_record
+from steepest.lab.trial import Phase, answer, trial_id, versions
+from steepest.rules import find_card
+from steepest.training import RunConfig, lock, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a study will cost, shown before it starts."""
+
+    steps: int
+    tokens: int
+    parameters: int
+    workers: int
+    trials: int
+    finished: int
+    seconds: float
+    data: dict[str, Any]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A trial has finished: its record, how many are done, and how many there will be as far as known."""
+
+    record: Record
+    done: int
+    expected: int
+
+
+class Study:
+    """One question, one folder. `plan()` first, then `run()`; both may be repeated at any time.
+
+    The folder is locked while the study is open, and belongs to the question it was made for: the
+    records of another are left alone and not used.
+    """
+
+    def __init__(self, question: Question, folder: Path) -> None:
+        self.question, self.folder = question, Path(folder)
+        self.trials_folder = self.folder / "trials"
+        gpu = question.device != "cpu"
+        self.workers = question.workers or (1 if gpu else len(os.sched_getaffinity(0)))
+        self.records: dict[str, Record] = {}
+        self._asked: set[str] = set()
+        self._ids: dict[tuple[Phase, str, float, int], str] = {}
+
+    def __enter__(self) -> Study:
+        self._lock = lock(self.folder)
+        self._lock.__enter__()
+        try:
+            self._pool = Pool(answer, self.workers)
+            self._pool.__enter__()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self._pool.__exit__(*reason)
+        self._lock.__exit__(None, None, None)
+
+    # ------------------------------------------------------------------ the plan
+
+    def plan(self) -> Estimate:
+        """Load the data, try the model, fix the length of a trial, write `study.json`, find old records."""
+        found = self._probe()
+        steps = self._steps(found["seconds_per_step"])
+        tokens = steps * self.question.batch * self.question.context
+        self._config = self._base(steps)
+        self._ids.clear()
+        self._prior = prior_lr(found["parameters"], tokens)
+        self._digest = found["data"]["digest"]
+        self._save(found, steps, tokens)
+        sound, problems = read_records(self.trials_folder)
+        self.records = {record["id"]: record for record in sound}
+        likely = self.question.trials()
+        finished = self._finished()
+        seconds = max(0, likely - finished) * steps * found["seconds_per_step"] * 1.2 / self.workers
+        return Estimate(
+            steps=steps,
+            tokens=tokens,
+            parameters=found["parameters"],
+            workers=self.workers,
+            trials=likely,
+            finished=finished,
+            seconds=seconds,
+            data=found["data"],
+            problems=tuple(problems),
+        )
+
+    def _probe(self) -> dict[str, Any]:
+        config = {**self._base(6), "optimizer": {"name": "adamw", "lr": 1e-4}, "evals": 1}
+        config["validation_windows"] = 1
+        job: Job = ("the first try", {"task": "probe", "config": config, "cache": self._cache})
+        jobs = [[job], []]
+        return next(result for _, result in self._pool.run(lambda: jobs.pop(0) if jobs else []))
+
+    def _steps(self, seconds_per_step: float) -> int:
+        """A time budget is turned into steps once; a study that goes on keeps the length it began with."""
+        if self.question.budget.unit == "seconds":
+            before, now = self._saved(), self._answers()
+            if before and all(before.get(key) == now[key] for key in now):
+                return int(before["steps"])
+        return self.question.steps(seconds_per_step, self.workers)
+
+    def _saved(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.folder / "study.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _answers(self) -> dict[str, Any]:
+        asked = self.question
+        return {
+            "model": asked.model,
+            "tokenizer": asked.tokenizer,
+            "baseline": asked.baseline,
+            "optimizers": list(asked.optimizers),
+            "batch": asked.batch,
+            "context": asked.context,
+            "clip": asked.clip,
+            "schedule": asked.schedule,
+            "tuning_seed": asked.tuning_seed,
+            "seeds": asked.evaluation_seeds,
+            "budget": [asked.budget.amount, asked.budget.unit],
+        }
+
+    def _save(self, found: dict[str, Any], steps: int, tokens: int) -> None:
+        plan = {
+            "format": FORMAT,
+            **self._answers(),
+            "data": found["data"],
+            "parameters": found["parameters"],
+            "steps": steps,
+            "tokens_per_trial": tokens,
+            "config": self._config,
+            "grid_factor": GRID_FACTOR,
+            "prior_lr": self._prior,
+            "versions": versions(),
+            "environment": {
+                "cpu": _processor(),
+                "cores": os.cpu_count(),
+                "workers": self.workers,
+                "threads_per_trial": self._config["threads"],
+                "device": self.question.device,
+            },
+            "command": self.question.command,
+        }
+        write_atomic(self.folder / "study.json", json.dumps(plan, indent=1) + "\n")
+
+    def _base(self, steps: int) -> dict[str, Any]:
+        """What every trial of the study shares."""
+        asked = self.question
+        return {
+            "model": asked.model,
+            "data": asked.data,
+            "text_key": asked.text_key,
+            "tokenizer": asked.tokenizer,
+            "schedule": asked.schedule,
+            "clip": asked.clip,
+            "batch": asked.batch,
+            "context": asked.context,
+            "steps": steps,
+            "device": asked.device,
+            "threads": 1,
+        }
+
+    @property
+    def _cache(self) -> str:
+        return str(self.folder / "cache")
+
+    # ------------------------------------------------------------------ the trials
+
+    def run(self) -> Iterator[Event]:
+        """Run what is missing; each finished trial is on disk before its event comes."""
+        self._asked = set()
+        for key, result in self._pool.run(self._next_jobs):
+            write_record(self.trials_folder, result)
+            self.records[key] = result
+            yield Event(result, self._finished(), self._expected())
+
+    def _config_of(self, name: str, lr: float, seed: int) -> RunConfig:
+        card = find_card(name)
+        optimizer = {"name": name, "lr": lr, **card.settings, **card.lab}
+        return RunConfig(**{**self._config, "optimizer": optimizer, "seed": seed})
+
+    def _tunings(self, name: str) -> dict[int, float | None]:
+        """Grid points of an optimizer that have a record, with their loss."""
+        found: dict[int, float | None] = {}
+        for k in range(min(START) - 16, max(START) + 17):
+            record = self.records.get(self._id("tune", name, self._rate(name, k), self.question.tuning_seed))
+            if record is not None:
+                found[k] = record["final"]["loss"]
+        return found
+
+    def _rate(self, name: str, k: int) -> float:
+        return grid_rate(self._prior * find_card(name).relative_lr, k)
+
+    def _id(self, phase: Phase, name: str, lr: float, seed: int) -> str:
+        key = (phase, name, lr, seed)
+        if key not in self._ids:
+            self._ids[key] = trial_id(phase, self._config_of(name, lr, seed), self._digest)
+        return self._ids[key]
+
+    def _missing(self, name: str) -> list[tuple[Phase, float, int]]:
+        """The trials of one optimizer that can run now: its grid's next points, or its races."""
+        tunings = self._tunings(name)
+        points = wanted(tunings)
+        if points:
+            return [("tune", self._rate(name, k), self.question.tuning_seed) for k in points]
+        best = best_point(tunings)
+        if best is None:
+            return []
+        lr = self._rate(name, best)
+        races: list[tuple[Phase, float, int]] = [("race", lr, s) for s in self.question.evaluation_seeds]
+        return [race for race in races if self._id(race[0], name, *race[1:]) not in self.records]
+
+    def _next_jobs(self) -> list[Job]:
+        jobs: list[Job] = []
+        for name in self.question.optimizers:
+            for phase, lr, seed in self._missing(name):
+                key = self._id(phase, name, lr, seed)
+                if key not in self._asked:
+                    self._asked.add(key)
+                    config = self._config_of(name, lr, seed).model_dump(mode="json")
+                    arguments = {"task": "trial", "phase": phase, "config": config, "cache": self._cache}
+                    jobs.append((key, arguments))
+        return jobs
+
+    def _finished(self) -> int:
+        return sum(self._count(name)[0] for name in self.question.optimizers)
+
+    def _expected(self) -> int:
+        return sum(sum(self._count(name)) for name in self.question.optimizers)
+
+    def _count(self, name: str) -> tuple[int, int]:
+        """Trials of an optimizer that are done, and that are still to come as far as is known."""
+        tunings = self._tunings(name)
+        ahead = len(wanted(tunings))
+        if ahead:
+            return len(tunings), ahead + self.question.seeds
+        best = best_point(tunings)
+        left = len(self._missing(name))
+        return len(tunings) + (0 if best is None else self.question.seeds - left), left
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

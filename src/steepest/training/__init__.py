@@ -1,0 +1,23 @@
+"""Running one training: the config, the loop, the files."""
+
+from steepest.training.config import RunConfig, ScheduleConfig, load_config
+from steepest.training.files import lock, write_atomic
+from steepest.training.loop import Curve, Diverged, Progress, Validation, train
+from steepest.training.run import Run, build_optimizer, prepare, run
+
+__all__ = [
+    "Curve",
+    "Diverged",
+    "Progress",
+    "Run",
+    "RunConfig",
+    "ScheduleConfig",
+    "Validation",
+    "build_optimizer",
+    "load_config",
+    "lock",
+    "prepare",
+    "run",
+    "train",
+    "write_atomic",
+]

@@ -1,0 +1,39 @@
+"""What a finished run leaves behind: the model and its curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from steepest.contract import SteepestError
+from steepest.training.files import write_atomic
+from steepest.training.run import Run
+
+
+def save_run(run: Run, folder: Path) -> None:
+    """Write `model/` (a Hugging Face folder where the model is one, else safetensors) and `run.json`.
+
+    The model is written beside its place and moved there whole.
+    """
+    target, beside = folder / "model", folder / ".model.partial"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_pretrained = getattr(run.model, "save_pretrained", None)
+        if callable(save_pretrained):
+            save_pretrained(beside)
+        else:
+            from safetensors.torch import save_model
+
+            save_model(run.model, str(beside / "model.safetensors"))
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+    except OSError as error:
+        raise SteepestError(
+            f"cannot save the model into {folder} ({error.strerror}); free space there."
+        ) from error
+    curve, validation = map(asdict, run.curves)
+    record = {"config": run.config.model_dump(mode="json"), "curve": curve, "validation": validation}
+    write_atomic(folder / "run.json", json.dumps(record, indent=1) + "\n")
