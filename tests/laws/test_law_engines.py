@@ -1,0 +1,75 @@
+"""Law: every engine gives the reference engine's numbers to the last bit."""
+
+import pytest
+import torch
+
+import steepest.engines.foreach
+from laws.cases import CASES, LARGE, SHAPES, every_rule, feed, slots_of, tensors
+from steepest.contract import Scope
+from steepest.engines import ENGINES
+
+OTHERS = [name for name in ENGINES if name != "reference"]
+TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+GUARDED = {"max_grad_norm": 1.0, "max_grad_value": 0.05, "maximize": True}
+PIECES_AND_GUARDS = [(64, {}), (64, GUARDED), (steepest.engines.foreach.PIECE, GUARDED)]
+CROSSING = [(63,), (64,), (65,), (3, 257), (500,)]
+"""Sizes about and above a piece of 64 elements."""
+
+
+def odd_layouts(dtype):
+    """Parameters that do not lie flat in memory: transposed, strided, channels last."""
+    a, b, c = tensors([(8, 13), (20, 7), (2, 3, 4, 5)], seed=9, dtype=dtype)
+    return [a.t(), b[::2], c.to(memory_format=torch.channels_last)]
+
+
+def trajectory(case, engine, dtype, options):
+    large = [LARGE] if case.rule.scope is Scope.TENSOR else []
+    params = [*tensors([*SHAPES, *CROSSING, *large], seed=1, dtype=dtype), *odd_layouts(dtype)]
+    opt = case.build(params, engine=engine, lr=0.01, **options)
+    for k in range(3):
+        feed(params, seed=40 + k)
+        params[0].grad = params[0].grad.t().contiguous().t()  # a gradient laid out unlike its parameter
+        params[1].grad = None if k == 1 else params[1].grad  # a parameter that misses a step
+        opt.param_groups[0]["lr"] = 0.01 * (k + 1)
+        opt.step()
+    return [(p, slots_of(opt, p)) for p in params]
+
+
+def same(a, b):
+    return torch.equal(a, b) or (a.numel() == 0 and b.numel() == 0)
+
+
+def test_the_table_covers_every_rule_and_engine():
+    assert every_rule(CASES) and OTHERS and "reference" in ENGINES
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_engine_equals_the_reference_bitwise(case, engine, dtype, monkeypatch):
+    for piece, options in PIECES_AND_GUARDS:
+        monkeypatch.setattr(steepest.engines.foreach, "PIECE", piece)
+        expected = trajectory(case, "reference", dtype, options)
+        got = trajectory(case, engine, dtype, options)
+        for (p, slots), (q, reference_slots) in zip(got, expected, strict=True):
+            assert same(p, q), f"piece {piece}, {options}, parameter {tuple(p.shape)}"
+            assert slots.keys() == reference_slots.keys()
+            for name, slot in slots.items():
+                assert same(slot, reference_slots[name]), f"piece {piece}, {options}, slot {name}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_low_precision_parameters_are_computed_in_float32(case, engine):
+    """One step of a bfloat16 parameter is the float32 step of the same numbers, rounded once."""
+    start, grad = tensors([(40, 33)] * 2, seed=3, dtype=torch.bfloat16)
+    narrow, wide = start.clone(), start.float()
+    narrow.grad, wide.grad = grad.clone(), grad.float()
+    opts = [case.build([p], engine=engine, lr=0.01) for p in (narrow, wide)]
+    for opt in opts:
+        opt.step()
+    assert torch.equal(narrow, wide.bfloat16())
+    for slots in zip(
+        *(slots_of(o, p).values() for o, p in zip(opts, (narrow, wide), strict=True)), strict=True
+    ):
+        assert slots[0].dtype == torch.float32 and torch.equal(*slots)
