@@ -1,0 +1,102 @@
+"""Writes what can be known from the cards and rules into docs/optimizers: `python docs/generate.py`.
+
+The table of `index.md`, and the facts at the head of every optimizer's page, stand between two marks and
+are replaced; everything else on a page is written by hand and left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from steepest.contract import Scope
+from steepest.rules import CARDS, Card
+
+PAGES = Path(__file__).parent / "optimizers"
+MARKED = re.compile(r"(<!-- facts: docs/generate\.py -->\n).*?(<!-- end of facts -->)", re.DOTALL)
+
+# GPT-2 of 124M: embeddings, then twelve blocks of (norm, attention, norm, feed-forward), then a norm.
+WIDTH = 768
+BLOCK = [(WIDTH,)] * 4
+BLOCK += [(WIDTH, 3 * WIDTH), (3 * WIDTH,), (WIDTH, WIDTH), (WIDTH,)]
+BLOCK += [(WIDTH, 4 * WIDTH), (4 * WIDTH,), (4 * WIDTH, WIDTH), (WIDTH,)]
+GPT2 = [(50257, WIDTH), (1024, WIDTH), *(BLOCK * 12), (WIDTH,), (WIDTH,)]
+
+DECAY = {
+    "decoupled": "at the parameter (decoupled): p (1 - lr wd)",
+    "l2": "in the gradient (L2): g + wd p",
+    "inside": "in the rule's own formula, see below",
+}
+SCOPE = {
+    Scope.ELEMENT: "element: any cut of a tensor gives the same numbers",
+    Scope.TENSOR: "tensor: needs a few numbers of the whole tensor (norms, means)",
+}
+
+
+def state_bytes(card: Card) -> int:
+    """Bytes of float32 optimizer state for GPT-2 124M under a card's settings."""
+    hyper = {**card.rule.defaults(), **card.settings}
+    shapes = [slot for shape in GPT2 for slot in card.rule.slots_for(torch.Size(shape), hyper).values()]
+    return 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def memory(card: Card) -> str:
+    """Bytes a parameter, and what that is for GPT-2 124M."""
+    total = state_bytes(card)
+    each = total / sum(map(math.prod, GPT2))
+    return f"{each:.2g} bytes a parameter, {total / 1e6:,.1f} MB for GPT-2 124M"
+
+
+def facts(card: Card) -> str:
+    """The table at the head of an optimizer's page."""
+    hyper = {**card.rule.defaults(), **card.settings}
+    slots = {name for shape in GPT2 for name in card.rule.slots_for(torch.Size(shape), hyper)}
+    kept = ", ".join(f"`{name}`" for name in card.rule.slots if name in slots)
+    rows: Mapping[str, str] = {
+        "constructor": f"`steepest.{card.constructor}`",
+        "state": f"{kept}: {memory(card)}" if kept else "none",
+        "learning rate": f"**{card.relative_lr:g} x AdamW's** to start a search from: {card.relative_source}",
+        "weight decay": DECAY[card.rule.decay],
+        "scope": SCOPE[card.rule.scope],
+        "defaults": ", ".join(f"`{key}={value!r}`" for key, value in hyper.items()),
+        "defaults from": card.defaults_source,
+        "in `steepest compare`": ", ".join(f"`{k}={v!r}`" for k, v in card.lab.items()) or "the defaults",
+        "paper, reference": card.rule.paper,
+    }
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def table() -> str:
+    """One row a card, in the cards' order."""
+    head = ("optimizer", "what it does", "state for GPT-2 124M", "first lr, by AdamW's", "when")
+    rows = (
+        (
+            f"[{card.title}]({card.name}.md)",
+            card.summary,
+            f"{state_bytes(card) / 1e6:,.1f} MB",
+            f"{card.relative_lr:g} x",
+            card.when,
+        )
+        for card in CARDS.values()
+    )
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+def fresh() -> dict[Path, str]:
+    """Every page as it should be."""
+    generated = {PAGES / "index.md": table()} | {
+        PAGES / f"{name}.md": facts(card) for name, card in CARDS.items()
+    }
+    return {
+        path: MARKED.sub(lambda m, text=text: m[1] + text + m[2], path.read_text(encoding="utf-8"))
+        for path, text in generated.items()
+    }
+
+
+if __name__ == "__main__":
+    for path, text in fresh().items():
+        path.write_text(text, encoding="utf-8")
