@@ -51,8 +51,21 @@ FIELD = {
 
 
 def plan(optimizers: Iterable[str] = tuple(FIELD), **changes: Any) -> dict[str, Any]:
+    config = {
+        "model": "tiny",
+        "data": "stdlib",
+        "tokenizer": "bytes",
+        "schedule": {"name": "cosine", "warmup": 20, "final": 0.1},
+        "clip": 1.0,
+        "batch": 8,
+        "context": 64,
+        "steps": STEPS,
+        "threads": 1,
+    }
+    config |= {key: value for key, value in changes.items() if key in config and key != "data"}
     return {
         "format": 1,
+        "config": config,
         "question": {"model": "tiny", "data": "stdlib", "budget": "3m"},
         "model": "tiny",
         "data": {
@@ -126,9 +139,7 @@ def trial(
         "seed": seed,
         "status": "diverged" if diverged else "finished",
         "reason": "loss became NaN at step 20" if diverged else None,
-        "config": {
-            k: study[k] for k in ("model", "tokenizer", "steps", "batch", "context", "schedule", "clip")
-        },
+        "config": {**study["config"], "optimizer": {"name": name, "lr": lr, **entry.hyper}, "seed": seed},
         "versions": study["versions"],
         "data": {"digest": study["data"]["digest"]},
         "routing_digest": "ab12" * 16,

@@ -144,7 +144,10 @@ def test_a_failing_write_leaves_the_old_record_whole(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen" if call == "write" else call, fail)
+    if call == "write":
+        monkeypatch.setattr("builtins.open", fail)
+    else:
+        monkeypatch.setattr(os, call, fail)
     with pytest.raises(SteepestError, match="disk is full"):
         write_record(tmp_path, {**record, "parameters": 1})
     monkeypatch.undo()

@@ -31,8 +31,8 @@ from steepest.lab.report import (
     write_report,
 )
 from steepest.lab.report.figures import figures, spread
-from steepest.lab.report.recommend import CLASSES
 from steepest.lab.report.rules import RULES
+from steepest.rules import CARDS
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -318,8 +318,8 @@ def test_nothing_judged_recommends_nothing() -> None:
 def test_every_optimizer_has_its_class() -> None:
     import steepest
 
-    assert set(CLASSES) == set(FIELD)
-    assert all(hasattr(steepest, name) for name in CLASSES.values())
+    assert set(CARDS) == set(FIELD)
+    assert all(hasattr(steepest, card.constructor) for card in CARDS.values())
 
 
 @pytest.mark.parametrize("winner", ["lion", "momentum", "adam"])
@@ -330,8 +330,9 @@ def test_the_snippet_runs(winner: str) -> None:
     summary = summary_of(study, shift(finished(study), winner, -2.0))
     space: dict[str, Any] = {"model": torch.nn.Linear(3, 2)}
     exec(snippet(summary, study["clip"]), space)
-    (group,) = space["optimizer"].param_groups
-    assert type(space["optimizer"]).__name__ == CLASSES[winner]
+    group, *undecayed = space["optimizer"].param_groups
+    assert all(rest["weight_decay"] == 0 for rest in undecayed)
+    assert type(space["optimizer"]).__name__ == CARDS[winner].constructor
     assert group["lr"] == FIELD[winner].lr
     assert group.items() >= {"lr": FIELD[winner].lr}.items()
     for key, value in FIELD[winner].hyper.items():

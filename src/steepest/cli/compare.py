@@ -176,8 +176,8 @@ def _conclude(console: Console, out: Path) -> None:
     summary = analyse(plan, read_records(out / "trials")[0])
     console.print()
     for sentence in verdict(summary, plan):
-        console.print(sentence.replace("[", r"\["))
-    console.print(f"\nreport  {page}")
+        console.print(sentence.replace("[", r"\["), soft_wrap=True)
+    console.print(f"\nreport  {page}", soft_wrap=True)
     if (page.parent / "recommended.yaml").exists():
         console.print(
             f"config  {page.parent / 'recommended.yaml'}   (steepest train {page.parent}/recommended.yaml)"

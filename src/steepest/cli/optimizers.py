@@ -13,17 +13,17 @@ MATRIX = torch.Size((4096, 4096))
 
 def optimizers() -> None:
     """List the optimizers: what each does, its memory, what learning rate to try, when to use it."""
-    table = Table(show_lines=False, pad_edge=False, box=None, header_style="bold")
-    for column in ("name", "what it does", "state", "sees", "lr / AdamW's", "when"):
-        table.add_column(column, no_wrap=column in ("name", "state", "sees"))
+    table = Table(pad_edge=False, box=None, header_style="bold")
+    for column in ("name", "state", "sees", "lr / AdamW's"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it does, and when to use it")
     for card in CARDS.values():
         table.add_row(
             card.name,
-            card.summary,
-            f"{state_bytes(card):.3g} B",
+            f"{state_bytes(card):.2g} B",
             card.rule.scope.name.lower(),
             f"x {card.relative_lr:g}",
-            card.when,
+            f"{card.summary}\n[dim]{card.when}[/dim]",
         )
     console = Console(highlight=False)
     console.print(table)

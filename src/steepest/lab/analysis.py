@@ -174,13 +174,13 @@ def reached(x: Sequence[float], loss: Sequence[float], target: float) -> float |
 
 
 def _belongs(study: Mapping[str, Any], record: Record) -> bool:
-    """Whether a record is a trial of this plan: its optimizer, seed, data and length."""
+    """Whether a record is a trial of this plan: its optimizer, seed and data, and the config all share."""
     seeds = study["seeds"] if record["phase"] == "race" else [study["tuning_seed"]]
     return (
         record["optimizer"] in (study["baseline"], *study["optimizers"])
         and record["seed"] in seeds
         and record["data"].get("digest") == study["data"]["digest"]
-        and all(record["config"].get(key, study[key]) == study[key] for key in ("steps", "batch", "context"))
+        and all(record["config"].get(key) == value for key, value in study["config"].items())
     )
 
 

@@ -80,7 +80,7 @@ class Problem:
 
 STUDY_KEYS = (
     *("format", "model", "data", "tokenizer", "parameters", "baseline", "optimizers", "steps", "batch"),
-    *("context", "tokens_per_trial", "clip", "schedule", "tuning_seed", "seeds", "grid_factor"),
+    *("context", "tokens_per_trial", "clip", "schedule", "tuning_seed", "seeds", "grid_factor", "config"),
     *("versions", "environment", "command"),
 )
 

@@ -8,23 +8,10 @@ from typing import Any, NamedTuple
 from steepest.lab.analysis import Result, Summary
 from steepest.lab.report import words
 from steepest.lab.statistics import TOLERANCE
+from steepest.rules import find_card
 
 MUCH_LESS = 2 / 3
 """State below this share of the baseline's is clearly less."""
-
-CLASSES = {
-    "sgd": "SGD",
-    "momentum": "SGD",
-    "rmsprop": "RMSprop",
-    "adagrad": "Adagrad",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "adafactor": "Adafactor",
-    "lamb": "LAMB",
-    "lars": "LARS",
-    "lion": "Lion",
-    "signum": "Signum",
-}
 
 
 class Choice(NamedTuple):
@@ -75,15 +62,8 @@ def recommendation(summary: Summary, study: Mapping[str, Any]) -> dict[str, Any]
     if choice is None:
         return {}
     return {
-        "model": study["model"],
-        "data": study["data"]["name"],
-        "tokenizer": study["tokenizer"],
+        **{key: value for key, value in study["config"].items() if key != "threads"},
         "optimizer": {"name": choice.name, **_hyper(summary[choice.name])},
-        "schedule": study["schedule"],
-        "clip": study["clip"],
-        "batch": study["batch"],
-        "context": study["context"],
-        "steps": study["steps"],
         "seed": study["seeds"][0],
     }
 
@@ -111,9 +91,10 @@ def snippet(summary: Summary, clip: float | None = None) -> str:
     if choice is None:
         return ""
     given = _hyper(summary[choice.name]) | ({"max_grad_norm": clip} if clip else {})
-    arguments = "".join(f", {key}={_argument(value)}" for key, value in given.items())
-    name = CLASSES.get(choice.name, choice.name)
-    return f"import steepest\n\noptimizer = steepest.{name}(model.parameters(){arguments})"
+    # Trials decay matrices only, and so must who repeats them.
+    params = "steepest.decay_groups(model)" if given.get("weight_decay") else "model.parameters()"
+    arguments = ", ".join([params, *(f"{key}={_argument(value)}" for key, value in given.items())])
+    return f"import steepest\n\noptimizer = steepest.{find_card(choice.name).constructor}({arguments})"
 
 
 def _clearly_smaller(result: Result, base: Result) -> bool:
