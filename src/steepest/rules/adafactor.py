@@ -111,7 +111,7 @@ def adafactor(p, g, s, h):
     root, new = root_second_moment(g * g + inside, s, weight, floor)
     u = g / atleast(root, floor)
     u = u / atleast(rms(u) / h.d, 1.0)
-    lr = atmost(1e-6 * h.t if h.warmup_init else 1e-2, h.t**-0.5) if h.relative_step else h.lr
+    lr = atmost(h.t**-0.5, 1e-6 * h.t if h.warmup_init else 1e-2) if h.relative_step else h.lr
     rate = atmost(lr, h.t**-0.5) if like.inverse_sqrt else lr
     step = rate * atleast(rms(p), h.eps2) if h.scale_parameter else rate
     u = u if like.late else u * step
