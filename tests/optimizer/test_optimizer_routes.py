@@ -9,8 +9,8 @@ import torch
 from optimizer_cases import Tied, apart, differentiate, named, owned, parameters, walk
 from torch.nn import Parameter
 
-from steepest import Optimizer, Route, SteepestError, schedules
-from steepest.optimizer import everything, matrices, vectors
+from steepest import AdamW, Optimizer, Route, SteepestError, schedules
+from steepest.optimizer import decay_groups, everything, matrices, vectors
 
 
 def hybrid(model, **options):
@@ -131,6 +131,16 @@ def test_what_routes_cannot_go_with(params, options, says):
 def test_a_route_s_mistakes_name_its_group(route, says):
     with pytest.raises(SteepestError, match=says):
         Optimizer(named(), routes=[route, Route(everything, "sgd")])
+
+
+def test_matrices_are_decayed_and_the_rest_is_not():
+    model = Tied()
+    model.embed.weight.requires_grad_(False)
+    for build in (AdamW, torch.optim.AdamW):
+        first, second = build(decay_groups(model), weight_decay=0.1).param_groups
+        assert first["param_names"] == ["proj.weight"] and first["weight_decay"] == 0.1
+        assert second["param_names"] == ["proj.bias", "norm.weight", "norm.bias"]
+        assert second["weight_decay"] == 0.0
 
 
 def test_neither_rule_nor_routes_is_an_error():
