@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from twins import TWINS
 
 import steepest
 from laws.cases import CASES, Case, every_rule, feed, tensors
+from reference.twins import TWINS
 from steepest.rules import RULES
 
 SHAPES = [(7, 6), (5,), (), (1,), (257, 3), (130, 140), (140, 130), (2, 3, 4), (33, 2, 40)]

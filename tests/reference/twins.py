@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from twins_adafactor import big_vision, hf, t5x, torch_adafactor
+
+from reference.twins_adafactor import big_vision, hf, t5x, torch_adafactor
 
 Array = NDArray[np.float64]
 Twin = Callable[[Array, Sequence[Array], Sequence[float], dict[str, Any]], list[Array]]
