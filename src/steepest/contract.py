@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
@@ -99,8 +100,9 @@ class Hyper:
             if value.numel() != 1:
                 raise SteepestError(f"{where}: {name} must hold one number, got shape {tuple(value.shape)}.")
             value = value.item()
-        if isinstance(value, str) or not isinstance(value, (int, float)):
+        if not isinstance(value, Real):  # numpy's numbers are Real too
             raise SteepestError(f"{where}: {name} must be a number, got {value!r}.")
+        value = float(value)
         above = value > self.high or (self.open_high and value == self.high)
         endless = math.isnan(value) or (math.isinf(value) and not self.infinite)
         if endless or above or value < self.low:

@@ -67,8 +67,8 @@ def bits(x: Any) -> Any:
 def snapshot(opt: steepest.Optimizer) -> Any:
     """Everything a step may move: parameters, state, groups, the committed count."""
     state = opt.state_dict()
-    skipped = state["steepest"].pop("skipped")
-    assert skipped == opt.skipped
+    for group in state["param_groups"]:
+        assert group["steepest"].pop("skipped") == opt.skipped
     return bits([owned(opt), state])
 
 

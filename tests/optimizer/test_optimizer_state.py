@@ -176,9 +176,42 @@ def test_options_that_change_the_slots_are_a_mismatch(name, here, there):
 def test_a_newer_format_is_refused():
     opt = steepest.AdamW(named())
     state = opt.state_dict()
-    state["steepest"]["version"] += 1
+    state["param_groups"][0]["steepest"]["version"] += 1
     with pytest.raises(SteepestError, match="update steepest"):
         opt.load_state_dict(state)
+
+
+def test_a_state_that_lost_a_parameter_is_refused():
+    opt = steepest.AdamW(named())
+    state = opt.state_dict()
+    del state["state"][1]
+    with pytest.raises(SteepestError, match="lacks this parameter's entry"):
+        opt.load_state_dict(state)
+
+
+def test_a_saved_hyperparameter_out_of_range_is_refused_at_load():
+    opt = steepest.AdamW(named(), lr=1e-3)
+    state = opt.state_dict()
+    state["param_groups"][0]["lr"] = -1.0
+    with pytest.raises(SteepestError, match="saved group 0: lr"):
+        opt.load_state_dict(state)
+    assert opt.param_groups[0]["lr"] == 1e-3
+
+
+def test_distributed_checkpoint_reads_and_writes_the_state():
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = torch.nn.Linear(3, 2)
+    opt = steepest.AdamW(model.parameters(), lr=1e-3)
+    model(torch.ones(4, 3)).sum().backward()
+    opt.step()
+    saved = get_optimizer_state_dict(model, opt)
+    fresh = steepest.AdamW(model.parameters(), lr=1e-3)
+    set_optimizer_state_dict(model, fresh, saved)
+    assert fresh.committed == 1
+    for p in model.parameters():
+        assert torch.equal(fresh.state[p]["v"], opt.state[p]["v"])
+        assert fresh.state[p]["step"] == 1
 
 
 def test_load_and_save_hooks_run():

@@ -236,7 +236,7 @@ class LARS(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: Any = 1e-3,
+        lr: Any = 1.0,
         momentum: Any = 0.9,
         dampening: Any = 0.0,
         weight_decay: Any = 0.0,

@@ -16,7 +16,7 @@ from steepest.engines import find_engine
 from steepest.optimizer import interchange
 from steepest.optimizer.groups import Place, check, fill, get, put
 from steepest.optimizer.routes import Route, route_groups, routing_digest
-from steepest.optimizer.state import VERSION, allocate, compare, order_of, shapes_of, slots_of
+from steepest.optimizer.state import VERSION, allocate, compare, order_of, slots_of
 from steepest.optimizer.verdict import CLIP_EPS, Verdict, examine
 from steepest.rules import find_rule
 
@@ -266,15 +266,21 @@ class Optimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ saving and loading
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's shape, and beside it what `load_state_dict` checks: version, counters, shapes."""
+        """torch's shape, and in each group what `load_state_dict` checks: version, counters, shapes.
+
+        It stands in the groups because torch.distributed.checkpoint keeps `state` and `param_groups` only.
+        """
         self._reconcile()
         out = super().state_dict()
-        out["steepest"] = {
-            "version": VERSION,
-            "committed": self.committed,
-            "skipped": self.skipped,
-            "shapes": [shapes_of(group["params"]) for group in self.param_groups],
-        }
+        for group, saved in zip(self.param_groups, out["param_groups"], strict=True):
+            params = group["params"]
+            saved["steepest"] = {
+                "version": VERSION,
+                "committed": self.committed,
+                "skipped": self.skipped,
+                "shapes": [list(p.shape) for p in params],
+                "frozen": [i for i, p in enumerate(params) if p not in self.state],
+            }
         return out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -283,16 +289,18 @@ class Optimizer(torch.optim.Optimizer):
         for pre in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre(self, state_dict) or state_dict
         self._reconcile()
-        if "steepest" not in state_dict:
+        if not all("steepest" in group for group in state_dict["param_groups"]):
             raise SteepestError(
                 "this state was not saved by steepest; load torch.optim states with import_torch_state()."
             )
-        own = state_dict["steepest"]
+        own = state_dict["param_groups"][0]["steepest"]
         if own["version"] > VERSION:
             raise SteepestError(
                 f"this state has format {own['version']}, newer than {VERSION}; update steepest."
             )
-        fresh = dict(self._matched(state_dict, shapes=own["shapes"]))
+        fresh = dict(self._matched(state_dict))
+        for g, (group, theirs) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=True)):
+            check(self._rules[group["rule"]], {**group, **theirs}, f"saved group {g}")
         for p, saved in fresh.items():
             self.state[p] = {
                 k: v.detach().to(p.device, copy=True) if isinstance(v, Tensor) else v
@@ -305,10 +313,7 @@ class Optimizer(torch.optim.Optimizer):
             post(self)
 
     def _matched(
-        self,
-        state_dict: dict[str, Any],
-        shapes: list[list[list[int]]] | None = None,
-        torch_names: bool = False,
+        self, state_dict: dict[str, Any], torch_names: bool = False
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """(parameter, its saved state in this library's names), everything checked."""
         groups = state_dict["param_groups"]
@@ -326,11 +331,16 @@ class Optimizer(torch.optim.Optimizer):
             order = order_of(saved, group, f"group {g}")
             for i, (p, at) in enumerate(zip(group["params"], order, strict=True)):
                 name = self.name_of(g, i)
-                if shapes is not None and shapes[g][at] != list(p.shape):
+                facts = saved.get("steepest", {"shapes": None, "frozen": [at]})
+                if facts["shapes"] is not None and facts["shapes"][at] != list(p.shape):
                     raise SteepestError(
-                        f"{name}: saved with shape {shapes[g][at]}, here it is {list(p.shape)}."
+                        f"{name}: saved with shape {facts['shapes'][at]}, here it is {list(p.shape)}."
                     )
                 theirs = state_dict["state"].get(saved["params"][at])
+                if theirs is None and at not in facts["frozen"]:
+                    raise SteepestError(
+                        f"{name}: the saved state lacks this parameter's entry; it is damaged."
+                    )
                 if theirs is None or p not in self.state:  # frozen then, or frozen now
                     continue
                 if torch_names:
@@ -341,13 +351,13 @@ class Optimizer(torch.optim.Optimizer):
     def _take_groups(self, saved: list[dict[str, Any]]) -> None:
         for group, theirs in zip(self.param_groups, saved, strict=True):
             for key, value in theirs.items():
-                if key not in ("params", "param_names"):
+                if key not in ("params", "param_names", "steepest"):
                     group[key] = copy.deepcopy(value)  # a tensor lr is not shared with what was saved
 
     def import_torch_state(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the same algorithm in torch.optim (or lion-pytorch, apex, timm):
         moments and step counts. Hyperparameters stay this optimizer's own."""
-        if "steepest" in state_dict:
+        if any("steepest" in group for group in state_dict["param_groups"]):
             raise SteepestError("this state was saved by steepest; load it with load_state_dict().")
         self._reconcile()
         fresh = dict(self._matched(state_dict, torch_names=True))

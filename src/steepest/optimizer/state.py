@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,10 +65,6 @@ def compare(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None
             raise SteepestError(
                 f"{name}: saved slot {slot} is {_describe(other)}, this optimizer's is {_describe(tensor)}."
             )
-
-
-def shapes_of(params: Sequence[Tensor]) -> list[list[int]]:
-    return [list(p.shape) for p in params]
 
 
 def _list(state: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ def sgd(p, g, s, h):
     paper="arXiv:1708.03888; reference timm/optim/lars.py",
     hyper={
         **MOMENTUM,
+        "lr": Hyper(1.0, low=0.0),
         "momentum": Hyper(0.9, **UNIT),
         "trust_coefficient": Hyper(1e-3, low=0.0),
         "eps": Hyper(1e-8, low=0.0),
