@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, Literal
 
 from steepest.lab.records import Record, Series
@@ -127,7 +127,10 @@ def analyse(study: Mapping[str, Any], records: Iterable[Record]) -> Summary:
     everything = sorted(records, key=lambda record: record["id"])
     ours = [record for record in everything if _belongs(study, record)]
     names = list(dict.fromkeys([study["baseline"], *study["optimizers"]]))
-    found = {name: _result(study, name, [r for r in ours if r["optimizer"] == name]) for name in names}
+    model_ms = fastest_model(ours)
+    found = {
+        name: _result(study, name, [r for r in ours if r["optimizer"] == name], model_ms) for name in names
+    }
     base = found[study["baseline"]]
     target = base.curve.mean[-1] if base.curve and base.loss else None
     judged = _judge(found, base)
@@ -184,8 +187,18 @@ def _belongs(study: Mapping[str, Any], record: Record) -> bool:
     )
 
 
-def _result(study: Mapping[str, Any], name: str, records: list[Record]) -> Result:
-    """Everything about one optimizer that needs no other."""
+def fastest_model(records: Iterable[Record]) -> float | None:
+    """Milliseconds a step that are not the optimizer's: forward, backward, data. The same for all.
+
+    Other programs on the machine, and trials beside each other, only ever slow a step down, at times that
+    differ from optimizer to optimizer; so of the trials' medians the fastest counts.
+    """
+    ends = [record["final"] for record in records if record["final"]["loss"] is not None]
+    return min(((end["step_ms"] or 0.0) - (end["optimizer_ms"] or 0.0) for end in ends), default=None)
+
+
+def _result(study: Mapping[str, Any], name: str, records: list[Record], model_ms: float | None) -> Result:
+    """Everything about one optimizer that needs no other, but the time of the model they share."""
     tuned = [record for record in records if record["phase"] == "tune"]
     swept = sweep(tuned)
     lr, races = _races(swept, [record for record in records if record["phase"] == "race"])
@@ -195,7 +208,9 @@ def _result(study: Mapping[str, Any], name: str, records: list[Record]) -> Resul
     ends = [loss for loss in losses.values() if loss is not None]
     whole = len(ends) == len(study["seeds"])
     verdict, reason = _standing(swept, losses, missing, bool(tuned))
-    timed = done or [record for record in tuned if record["final"]["loss"] is not None]
+    timed = [record for record in records if record["final"]["loss"] is not None]
+    optimizer_ms = min((record["final"]["optimizer_ms"] or 0.0 for record in timed), default=None)
+    step_ms = None if optimizer_ms is None or model_ms is None else model_ms + optimizer_ms
     shown = (races or tuned)[:1]
     state = shown[0]["state_bytes"] if shown else None
     return Result(
@@ -212,11 +227,11 @@ def _result(study: Mapping[str, Any], name: str, records: list[Record]) -> Resul
         bits_per_byte=_mean([record["final"]["bits_per_byte"] for record in done]) if whole else None,
         difference=None,
         holm_p=None,
-        curve=_curve([record["validation"] for record in done]) if done else None,
+        curve=_curve([record["validation"] for record in done], step_ms) if done and step_ms else None,
         tokens_to_target=None,
         seconds_to_target=None,
-        step_ms=_median([record["final"]["step_ms"] for record in timed]),
-        optimizer_ms=_median([record["final"]["optimizer_ms"] for record in timed]),
+        step_ms=step_ms,
+        optimizer_ms=optimizer_ms,
         state_bytes=state,
         bytes_per_parameter=state / study["parameters"] if state is not None else None,
         trials=len(records),
@@ -326,27 +341,27 @@ def _reach(result: Result, target: float | None) -> Result:
     )
 
 
-def _curve(series: Sequence[Series]) -> Curve | None:
-    """The mean over runs at the steps where all of them have a loss; None if there is no such step."""
-    rows = [
-        {step: (tokens, seconds, loss) for step, tokens, seconds, loss in _rows(one) if loss is not None}
-        for one in series
-    ]
+def _curve(series: Sequence[Series], step_ms: float) -> Curve | None:
+    """The mean over runs at the steps where all of them have a loss; None if there is no such step.
+
+    Its seconds are steps times `step_ms`, free of what else the machine did during these runs.
+    """
+    rows = [{step: (tokens, loss) for step, tokens, loss in _rows(one) if loss is not None} for one in series]
     steps = sorted(set.intersection(*(set(row) for row in rows)))
     if not steps:
         return None
-    means = [mean_interval([row[step][2] for row in rows]) for step in steps]
+    means = [mean_interval([row[step][1] for row in rows]) for step in steps]
     return Curve(
         tokens=tuple(fmean(row[step][0] for row in rows) for step in steps),
-        seconds=tuple(fmean(row[step][1] for row in rows) for step in steps),
+        seconds=tuple(step * step_ms / 1e3 for step in steps),
         mean=tuple(m.mean for m in means),
         low=tuple(m.mean if m.low is None else m.low for m in means),
         high=tuple(m.mean if m.high is None else m.high for m in means),
     )
 
 
-def _rows(series: Series) -> Iterable[tuple[int, int, float, float | None]]:
-    return zip(series["step"], series["tokens"], series["seconds"], series["loss"], strict=True)
+def _rows(series: Series) -> Iterable[tuple[int, int, float | None]]:
+    return zip(series["step"], series["tokens"], series["loss"], strict=True)
 
 
 def _rank(result: Result) -> tuple[int, float]:
@@ -365,8 +380,3 @@ def _bytes(result: Result) -> float:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None

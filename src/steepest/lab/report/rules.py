@@ -105,8 +105,9 @@ RULES: tuple[FairRule, ...] = (
     FairRule(
         "Times leave out warm-up and evaluation; the median step counts",
         "enforced",
-        "Trials that run side by side share the machine's memory bandwidth, so seconds are noisier than "
-        "losses.",
+        "A trial's time is its median step. Of an optimizer's trials the fastest median counts, beside "
+        "one time of the model for all, because other programs only ever slow a trial down. Seconds are "
+        "steps times that.",
     ),
     FairRule(
         "Diverged trials are kept and counted",
