@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import steepest.engines.foreach
 from laws.cases import CASES, LARGE, SHAPES, every_rule, feed, slots_of, tensors
@@ -57,6 +59,32 @@ def test_engine_equals_the_reference_bitwise(case, engine, dtype, monkeypatch):
             assert slots.keys() == reference_slots.keys()
             for name, slot in slots.items():
                 assert same(slot, reference_slots[name]), f"piece {piece}, {options}, slot {name}"
+
+
+@settings(max_examples=80)
+@given(
+    case=st.sampled_from(CASES),
+    engine=st.sampled_from(OTHERS),
+    dtype=st.sampled_from(TYPES),
+    piece=st.integers(1, 100),
+    shapes=st.lists(st.lists(st.integers(0, 12), max_size=4), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_engine_equals_the_reference_on_any_shapes(case, engine, dtype, piece, shapes, seed):
+    """Also for pieces that end between two vector lanes, and for empty tensors among others."""
+
+    def run(name):
+        params = tensors(shapes, seed, dtype)
+        opt = case.build(params, engine=name, lr=0.01)
+        for k in range(2):
+            feed(params, seed=seed + 1 + k)
+            opt.step()
+        return [t for p in params for t in (p, *slots_of(opt, p).values())]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steepest.engines.foreach, "PIECE", piece)
+        for a, b in zip(run(engine), run("reference"), strict=True):
+            assert same(a, b)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
