@@ -1,7 +1,7 @@
 """The verbs of the rules: each one mathematical operation on one tensor.
 
-Every verb is plain torch, so an operand may be a tensor, a list of tensors (`engines.foreach`), or a
-proxy that records the formula (the kernel compiler): anything with `__torch_function__`.
+Every verb is plain torch, so an operand may be a tensor or a proxy that records the formula
+(`engines.trace`): anything with `__torch_function__`.
 A live hyperparameter is a Python number here; expressions of numbers alone stay numbers.
 """
 
@@ -18,7 +18,6 @@ __all__ = [
     "atleast",
     "atmost",
     "clip",
-    "last_use",
     "lerp",
     "mean_to",
     "norm",
@@ -33,11 +32,6 @@ __all__ = [
 
 def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float))
-
-
-def last_use(x: Any) -> Any:
-    """x itself, with the promise that it is not used again: an engine may write the result over it."""
-    return handle_torch_function(last_use, (x,), x) if has_torch_function((x,)) else x
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:

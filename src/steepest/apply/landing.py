@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from steepest.contract import Rule, Slots
-from steepest.ops import add_scaled, clip, last_use
+from steepest.ops import add_scaled, clip
 
 
 def descend(p: Any, u: Any, h: Any) -> Any:
@@ -47,6 +47,6 @@ def condition(rule: Rule, p: Any, g: Any, h: Any) -> Any:
 
 
 def advance(rule: Rule, p: Any, g: Any, s: Slots, h: Any) -> tuple[Any, dict[str, Any]]:
-    """One step of one parameter (or of a list of them): new parameter, new slots. Nothing is mutated."""
+    """One step of one parameter: new parameter, new slots. Nothing is mutated."""
     u, slots = rule(p, condition(rule, p, g, h), s, h)
-    return APPLY[rule.apply](last_use(p), u, h), slots
+    return APPLY[rule.apply](p, u, h), slots

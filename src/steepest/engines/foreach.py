@@ -1,104 +1,45 @@
-"""The rule over lists of tensors: one call an operation instead of one an operation and tensor.
+"""The rule over lists of tensors: traced once, then run with as few calls and as few bytes as it allows.
 
-On a CPU the lists are cut into pieces that stay in cache, so that a chain of a dozen operations moves
-each byte to and from memory once; on other devices a launch costs more than a byte, so they are not cut.
+On a CPU large tensors are cut into pieces that stay in cache, so that a chain of a dozen operations moves
+each byte to and from memory once, and small ones are gathered into lists, one call an operation. On other
+devices a launch costs more than a byte: everything is one list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from steepest.apply import advance
-from steepest.contract import Rule, Scope, Slots, compute_dtype
-from steepest.ops import last_use
+from steepest.contract import Live, Rule, Scope, compute_dtype
+from steepest.engines import reference
+from steepest.engines.program import Program
+from steepest.engines.trace import structure, trace
 
 PIECE = 2**18
-"""Elements in a piece on a CPU: one MiB of float32 a list, chosen by `bench/foreach.py`. A rule without
-slots needs no temporary, hence no cache, and gets pieces four times as long."""
+"""Elements in a piece, a thread, on a CPU: one MiB of float32 a list, chosen by `bench/foreach.py`."""
+
+_PROGRAMS: WeakKeyDictionary[Callable[..., Any], dict[Any, Program | None]] = WeakKeyDictionary()
 
 
-class Bundle:
-    """A list of tensors that a rule may use as if it were one tensor.
+def find_program(rule: Rule, h: Live, slots: Sequence[str]) -> Program | None:
+    """The rule's program for these slots and fixed hyperparameters, made at the first call.
 
-    A spent bundle (`ops.last_use`) is computed in place, and so is what comes of it: that is how a new
-    parameter lands in the old one's memory without a copy.
+    None for a rule that cannot be traced: it branches on a tensor, asks for a shape, or uses an operation
+    outside the vocabulary of `engines.trace`.
     """
-
-    __slots__ = ("spent", "tensors")
-
-    def __init__(self, tensors: Sequence[Tensor], spent: bool = False) -> None:
-        self.tensors, self.spent = tensors, spent
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Bundle:
-        kwargs = kwargs or {}
-        first = args[0]
-        if func is last_use:
-            return cls(first.tensors, spent=True)
-        bare = [_bare(a) for a in args]
-        if getattr(first, "spent", False) and func in IN_PLACE:
-            IN_PLACE[func](*bare, **kwargs)
-            return first  # type: ignore[no-any-return]
-        if func in FOREACH:
-            return cls(FOREACH[func](*bare, **{k: _bare(v) for k, v in kwargs.items()}))
-        count = next(len(a.tensors) for a in (*args, *kwargs.values()) if isinstance(a, Bundle))
-        return cls(
-            [
-                func(*(_item(a, i) for a in args), **{k: _item(v, i) for k, v in kwargs.items()})
-                for i in range(count)
-            ]
-        )
-
-    def _operator(func: Callable[..., Any]) -> Callable[[Any, Any], Bundle]:  # type: ignore[misc]
-        def call(self: Bundle, other: Any) -> Bundle:
-            return self.__torch_function__(func, (), (self, other))
-
-        return call
-
-    __add__ = __radd__ = _operator(torch.add)
-    __sub__ = _operator(torch.sub)
-    __mul__ = __rmul__ = _operator(torch.mul)
-    __truediv__ = _operator(torch.div)
-    __gt__ = _operator(torch.gt)
-    __and__ = _operator(torch.logical_and)
-
-
-def _bare(x: Any) -> Any:
-    return x.tensors if isinstance(x, Bundle) else x
-
-
-def _item(x: Any, i: int) -> Any:
-    return x.tensors[i] if isinstance(x, Bundle) else x
-
-
-def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
-    if min is not None:
-        x = torch._foreach_clamp_min(x, min)
-    return x if max is None else torch._foreach_clamp_max(x, max)
-
-
-FOREACH: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    torch.add: torch._foreach_add,
-    torch.sub: torch._foreach_sub,
-    torch.mul: torch._foreach_mul,
-    torch.div: torch._foreach_div,
-    torch.lerp: torch._foreach_lerp,
-    torch.sqrt: torch._foreach_sqrt,
-    torch.sign: torch._foreach_sign,
-    torch.clamp: _clamp,
-    torch.linalg.vector_norm: torch._foreach_norm,
-}
-IN_PLACE: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    torch.add: torch._foreach_add_,
-    torch.sub: torch._foreach_sub_,
-    torch.mul: torch._foreach_mul_,
-}
+    known = _PROGRAMS.setdefault(rule.formula, {})
+    parts = [bool(rule.slots[name].shape) for name in slots]
+    key = rule.decay, rule.apply, *slots, *parts, *vars(h), repr(structure(rule, h))
+    if key not in known:
+        try:
+            known[key] = Program(trace(rule, h, slots), slots)
+        except Exception:  # whatever a proxy provokes in a formula; a true error shows when it runs as it is
+            known[key] = None
+    return known[key]
 
 
 def run(
@@ -109,22 +50,35 @@ def run(
     h: Any,
 ) -> None:
     """One step of every parameter, in place. Low-precision tensors are computed in float32."""
-    names = list(slots)
-    columns = [params, grads, *slots.values()]
-    for p, g, *own in _pieces(columns, rule.scope):
-        dtype = compute_dtype(p[0])
-        wide = p if p[0].dtype == dtype else [t.to(dtype) for t in p]
-        steep = g if g[0].dtype == dtype else [t.to(dtype) for t in g]
-        held = Slots(**{name: Bundle(tensors) for name, tensors in zip(names, own, strict=True)})
-        new_p, new_slots = advance(rule, Bundle(wide), Bundle(steep), held, h)
-        if new_p.tensors is not p:
-            torch._foreach_copy_(p, new_p.tensors)
-        for name, tensors in zip(names, own, strict=True):
-            torch._foreach_copy_(tensors, new_slots[name].tensors)
+    program = find_program(rule, h, list(slots))
+    if program is None:
+        reference.run(rule, params, grads, slots, h)
+        return
+    values, steps = program.bind(h)
+    cut = rule.scope is Scope.ELEMENT and len(steps) > 1  # one operation has nothing to reuse
+    pieces = list(_pieces([params, grads, *slots.values()], cut))
+    dtype = compute_dtype(params[0])
+    largest = max((piece[0][0].numel() for piece in pieces if len(piece[0]) == 1), default=0)
+    flat = [torch.empty(largest, dtype=dtype, device=params[0].device) for _ in range(program.scratch)]
+    for params, grads, *own in pieces:
+        wide = [params, grads] if params[0].dtype == grads[0].dtype == dtype else _wide(params, grads, dtype)
+        row = [column[0] for column in (*wide, *own)]
+        # A sum follows the layout of what it adds up: beside odd layouts, results choose their own.
+        if len(params) == 1 and (rule.scope is Scope.ELEMENT or all(t.is_contiguous() for t in row)):
+            scratch = [t[: row[0].numel()].view(row[0].shape) for t in flat]
+            program.run(values, steps, row, scratch)
+        else:
+            program.run_lists(values, steps, [*wide, *own])
+        if wide[0] is not params:
+            torch._foreach_copy_(params, wide[0])
 
 
-def _pieces(columns: Sequence[Sequence[Tensor]], scope: Scope) -> Iterator[list[list[Tensor]]]:
-    """The lists cut so that each piece holds about PIECE elements of every list.
+def _wide(params: list[Tensor], grads: list[Tensor], dtype: torch.dtype) -> list[list[Tensor]]:
+    return [[t.to(dtype) for t in params], [t.to(dtype) for t in grads]]
+
+
+def _pieces(columns: Sequence[Sequence[Tensor]], cut: bool) -> Iterator[list[list[Tensor]]]:
+    """The lists cut so that each piece holds about PIECE elements a thread of every list.
 
     A tensor is cut only if the rule works element by element and all its lists lie flat in memory;
     cuts fall on multiples of PIECE, so vector lanes see the same neighbours as in the whole tensor.
@@ -132,14 +86,15 @@ def _pieces(columns: Sequence[Sequence[Tensor]], scope: Scope) -> Iterator[list[
     if columns[0][0].device.type != "cpu":
         yield [list(column) for column in columns]
         return
-    piece = PIECE if len(columns) > 2 else 4 * PIECE
+    piece = PIECE * torch.get_num_threads()
     held: list[list[Tensor]] = [[] for _ in columns]
     count = 0
     for row in zip(*columns, strict=True):
         size = row[0].numel()
-        if size > piece and scope is Scope.ELEMENT and all(t.is_contiguous() for t in row):
-            for cut in zip(*(t.view(-1).split(piece) for t in row), strict=True):
-                yield [[t] for t in cut]
+        if size > piece:
+            flat = cut and all(t.is_contiguous() for t in row)
+            for part in zip(*(t.view(-1).split(piece) if flat else (t,) for t in row), strict=True):
+                yield [[t] for t in part]
             continue
         if held[0] and count + size > piece:
             yield held

@@ -23,6 +23,13 @@ def run(
         dtype = compute_dtype(p)
         own = Slots(**{name: tensors[i] for name, tensors in slots.items()})
         new_p, new_slots = advance(rule, p.to(dtype), g.to(dtype), own, h)
-        p.copy_(new_p)
-        for name, value in new_slots.items():
+        # A rule may return what it was given (keep p in a slot): read before anything is written.
+        given = [p, g, *vars(own).values()]
+        new = {name: _apart(value, given) for name, value in new_slots.items()}
+        p.copy_(_apart(new_p, given))
+        for name, value in new.items():
             slots[name][i].copy_(value)
+
+
+def _apart(value: Tensor, given: Sequence[Tensor]) -> Tensor:
+    return value.clone() if any(value is t for t in given) else value
