@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from steepest.cli import compare, optimizers, report, train
 from steepest.contract import SteepestError
@@ -27,18 +29,19 @@ app.command()(optimizers.optimizers)
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command, 130 interrupted."""
-    console = Console(stderr=True, highlight=False)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar is enough
     try:
         app()
     except SteepestError as error:
-        console.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
+        _say(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `steepest optimizers | head`
-        sys.stderr.close()
-        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("STEEPEST_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        _say(f"{type(error).__name__}: {text}; set STEEPEST_TRACEBACK=1 and run again to see where.")
+        sys.exit(1)
 
 
-def _plain(error: SteepestError) -> str:
-    return str(error).replace("[", r"\[")
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from steepest.cli.words import clock, minutes, size, thousands
@@ -64,7 +65,7 @@ def compare(
     schedule: Annotated[
         str, typer.Option(help="constant, linear, cosine, wsd, ...: see docs/schedules.md.")
     ] = "cosine",
-    warmup: Annotated[float, typer.Option(help="Warm-up, as a share of the steps.")] = 0.1,
+    warmup: Annotated[float, typer.Option(help="Warm-up: a share of the steps below 1, or steps.")] = 0.1,
     seed: Annotated[int, typer.Option(help="The root seed of the whole study.")] = 0,
     workers: Annotated[
         int | None, typer.Option(help="Trials at once; the numbers do not depend on it. Default: one a core.")
@@ -97,13 +98,17 @@ def compare(
         command=shlex.join(["steepest", *sys.argv[1:]]),
     )
     console = Console(highlight=False)
-    with Study(question, out) as study:
-        with console.status("reading the data, trying the model"):
-            estimate = study.plan()
-        _show_plan(console, question, estimate, out)
-        if plan:
-            return
-        _run(console, study, estimate)
+    try:
+        with Study(question, out) as study:
+            with console.status("reading the data, trying the model"):
+                estimate = study.plan()
+            _show_plan(console, question, estimate, out)
+            if plan:
+                return
+            _run(console, study, estimate)
+    except KeyboardInterrupt:
+        console.print("stopped; finished trials are kept, run the same command again to go on")
+        raise
     _conclude(console, out)
 
 
@@ -112,8 +117,8 @@ def _show_plan(console: Console, question: Question, estimate: Estimate, out: Pa
     data = estimate.data
     console.print(f"[bold]{len(question.optimizers)} optimizers[/bold]: {titles}")
     console.print(
-        f"model {question.model} ({thousands(estimate.parameters)} parameters), data {data['name']} "
-        f"({size(data['train_bytes'])} to train on, hash {data['digest'][:8]})"
+        f"model {escape(question.model)} ({thousands(estimate.parameters)} parameters), "
+        f"data {escape(data['name'])} ({size(data['train_bytes'])} to train on, hash {data['digest'][:8]})"
     )
     console.print(
         f"each trial {estimate.steps} steps of {question.batch} x {question.context} tokens "
@@ -126,12 +131,15 @@ def _show_plan(console: Console, question: Question, estimate: Estimate, out: Pa
         )
     for problem in estimate.problems:
         console.print(
-            f"[yellow]record {problem.name} was damaged ({problem.reason}); kept as {problem.set_aside}, "
-            "its trial runs again[/yellow]"
+            f"[yellow]record {escape(problem.name)} was damaged ({escape(problem.reason)}); kept as "
+            f"{escape(problem.set_aside)}, its trial runs again[/yellow]",
+            soft_wrap=True,
         )
     if estimate.finished:
-        console.print(f"{estimate.finished} trials are already in {out} and are used again")
-    console.print(f"[bold]about {minutes(estimate.seconds)}[/bold], into {out}")
+        console.print(
+            f"{estimate.finished} trials are already in {escape(str(out))} and are used again", soft_wrap=True
+        )
+    console.print(f"[bold]about {minutes(estimate.seconds)}[/bold], into {escape(str(out))}", soft_wrap=True)
 
 
 def _run(console: Console, study: Study, estimate: Estimate) -> None:
@@ -145,25 +153,20 @@ def _run(console: Console, study: Study, estimate: Estimate) -> None:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("first trials", total=estimate.trials, completed=estimate.finished, left="")
         start, already = clock(), estimate.finished
-        try:
-            for event in study.run():
-                record = event.record
-                loss = record["final"]["loss"]
-                each = (clock() - start) / max(1, event.done - already)
-                bar.update(
-                    task,
-                    completed=event.done,
-                    total=max(event.expected, event.done),
-                    left=f"{minutes(each * (event.expected - event.done))} left",
-                    description=f"{record['title']}, lr {record['hyper']['lr']:g}: "
-                    + ("diverged" if loss is None else f"loss {loss:.3f}"),
-                )
-                if not console.is_terminal and event.done % 20 == 0:
-                    console.print(f"{event.done} of about {event.expected} trials")
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print("stopped; finished trials are kept, run the same command again to go on")
-            raise
+        for event in study.run():
+            record = event.record
+            loss = record["final"]["loss"]
+            each = (clock() - start) / max(1, event.done - already)
+            bar.update(
+                task,
+                completed=event.done,
+                total=max(event.expected, event.done),
+                left=f"{minutes(each * (event.expected - event.done))} left",
+                description=f"{record['title']}, lr {record['hyper']['lr']:g}: "
+                + ("diverged" if loss is None else f"loss {loss:.3f}"),
+            )
+            if not console.is_terminal and event.done % 20 == 0:
+                console.print(f"{event.done} of about {event.expected} trials")
 
 
 def _conclude(console: Console, out: Path) -> None:
@@ -176,11 +179,11 @@ def _conclude(console: Console, out: Path) -> None:
     summary = analyse(plan, read_records(out / "trials")[0])
     console.print()
     for sentence in verdict(summary, plan):
-        console.print(sentence.replace("[", r"\["), soft_wrap=True)
-    console.print(f"\nreport  {page}", soft_wrap=True)
-    if (page.parent / "recommended.yaml").exists():
-        console.print(
-            f"config  {page.parent / 'recommended.yaml'}   (steepest train {page.parent}/recommended.yaml)"
-        )
+        console.print(escape(sentence), soft_wrap=True)
+    console.print(f"\nreport  {escape(str(page))}", soft_wrap=True)
+    config = page.parent / "recommended.yaml"
+    if config.exists():
+        named = escape(str(config))
+        console.print(f"config  {named}   (steepest train {named})", soft_wrap=True)
     if not summary.results:
         raise SteepestError("no trial finished; look at the report for the reasons.")

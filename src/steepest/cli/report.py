@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 
 def report(
@@ -20,4 +21,5 @@ def report(
     """Write the report of a finished or half-finished study again, from its records alone."""
     from steepest.lab.report import write_report
 
-    Console(highlight=False).print(f"report  {write_report(study, out)}")
+    page = write_report(study, out)
+    Console(highlight=False).print(f"report  {escape(str(page))}", soft_wrap=True)

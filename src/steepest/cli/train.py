@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from steepest.cli.words import minutes, thousands
@@ -36,7 +37,8 @@ def train(
         parsed = parsed.model_copy(update={"steps": steps})
     folder = out or Path("runs") / config.stem
     name, rate = parsed.optimizer["name"], parsed.optimizer["lr"]
-    console.print(f"{parsed.model} on {parsed.data} with {name}, lr {rate:g}, {parsed.steps} steps")
+    what = escape(f"{parsed.model} on {parsed.data}")
+    console.print(f"{what} with {name}, lr {rate:g}, {parsed.steps} steps")
     columns = (
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
@@ -54,7 +56,12 @@ def train(
                 f"{thousands(step.tokens_per_second)} tokens/s",
             )
 
-        done = run(parsed, cache=folder / "cache", watch=watch)
+        try:
+            done = run(parsed, cache=folder / "cache", watch=watch)
+        except KeyboardInterrupt:
+            bar.stop()
+            console.print("stopped; nothing was saved")
+            raise
         if done.trained is None or done.final_loss is None:
             raise SteepestError(f"the run diverged: {done.reason}; try a smaller learning rate.")
         bar.update(task, description="saving")
@@ -64,5 +71,5 @@ def train(
         f"{done.text.bits_per_byte(done.final_loss):.4f} bits a byte, "
         f"after {minutes(done.trained.curve.seconds[-1])} of training"
     )
-    console.print(f"model   {folder / 'model'}")
-    console.print(f"curve   {folder / 'run.json'}")
+    console.print(f"model   {escape(str(folder / 'model'))}", soft_wrap=True)
+    console.print(f"curve   {escape(str(folder / 'run.json'))}", soft_wrap=True)

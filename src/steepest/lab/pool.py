@@ -3,10 +3,13 @@ no number depends on how many run at once."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -15,6 +18,8 @@ from steepest.contract import SteepestError
 
 Job = tuple[str, dict[str, Any]]
 """A key to know the result by, and the keyword arguments of the task."""
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Pool:
@@ -32,88 +37,119 @@ class Pool:
         self._deaths: dict[str, int] = {}
 
     def __enter__(self) -> Pool:
-        for _ in range(self._count):
-            self._start()
+        try:
+            self._fill()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for connection, process in self._workers.items():
-            process.kill()
-            process.join()
-            connection.close()
-        self._workers.clear()
-
-    def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self._task), daemon=True)
-        # One thread each from the first import on; a spawned process reads this before torch does.
-        before = {name: os.environ.get(name) for name in THREADS}
-        os.environ.update(THREADS)
-        try:
-            process.start()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        theirs.close()
-        self._workers[ours] = process
+        for connection in list(self._workers):
+            self._stop(connection)
 
     def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[tuple[str, Any]]:
         """Yield (key, result) as jobs finish; `next_jobs` is asked for further jobs after each one.
 
-        A result that is a `SteepestError` is raised here.
+        A result that is a `SteepestError` is raised here. Jobs under way when this ends early are
+        stopped, so that the next run begins with idle workers.
         """
-        queue = next_jobs()
-        while queue or self._running:
-            idle = [c for c in self._workers if c not in self._running]
-            for connection in idle[: len(queue)]:
-                job = queue.pop(0)
-                connection.send(job)
-                self._running[connection] = job
-            yield from self._collect(queue)
-            queue += next_jobs()
+        self._deaths.clear()
+        try:
+            queue = next_jobs()
+            while queue or self._running:
+                self._fill()
+                idle = [c for c in self._workers if c not in self._running]
+                for connection in idle[: len(queue)]:
+                    self._send(connection, queue.pop(0))
+                yield from self._collect(queue)
+                queue += next_jobs()
+        finally:
+            for connection in list(self._running):
+                self._stop(connection)
+
+    def _fill(self) -> None:
+        """Start the workers that are missing."""
+        resource_tracker.ensure_running()  # it would unblock SIGINT below
+        # One thread each from the first import on; a spawned process reads this before torch does.
+        before = {name: os.environ.get(name) for name in THREADS}
+        os.environ.update(THREADS)
+        # Ctrl-C is the main process's to handle: workers inherit a mask that keeps it from them.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            while len(self._workers) < self._count:
+                ours, theirs = self._context.Pipe()
+                process = self._context.Process(target=_serve, args=(theirs, self._task), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers[ours] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+    def _stop(self, connection: Connection) -> int | None:
+        """End a worker, whatever it is doing; returns its exit code."""
+        self._running.pop(connection, None)
+        process = self._workers.pop(connection)
+        process.kill()
+        process.join()
+        connection.close()
+        return process.exitcode
+
+    def _send(self, connection: Connection, job: Job) -> None:
+        self._running[connection] = job
+        with contextlib.suppress(OSError):  # it died while idle: `_collect` finds out
+            connection.send(job)
 
     def _collect(self, queue: list[Job]) -> Iterator[tuple[str, Any]]:
         for ready in wait(list(self._running)):
             connection: Connection = ready  # type: ignore[assignment]
-            job = self._running.pop(connection)
             try:
                 result = connection.recv()
-            except EOFError:
-                self._bury(connection, job, queue)
+            except (EOFError, OSError):  # the pipe's end, or its end in the middle of a message
+                self._bury(connection, queue)
                 continue
+            key, _ = self._running.pop(connection)
             if isinstance(result, SteepestError):
                 raise result
-            yield job[0], result
+            yield key, result
 
-    def _bury(self, connection: Connection, job: Job, queue: list[Job]) -> None:
-        process = self._workers.pop(connection)
-        process.join()
-        connection.close()
+    def _bury(self, connection: Connection, queue: list[Job]) -> None:
+        """A worker has died: its job is first in the queue again, unless it was the second."""
+        job = self._running[connection]
+        self._workers[connection].join()  # it is ending by itself: let its own exit code stand
+        exit_code = self._stop(connection)
         self._deaths[job[0]] = self._deaths.get(job[0], 0) + 1
         if self._deaths[job[0]] > 1:
             raise SteepestError(
-                f"a worker died twice running {job[0]} (exit code {process.exitcode}); it may be out of "
+                f"a worker died twice running {job[0]} (exit code {exit_code}); it may be out of "
                 "memory: try --workers 1 or a smaller model."
             )
-        self._start()
         queue.insert(0, job)
-
-
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _serve(connection: Connection, task: Callable[..., Any]) -> None:
     """A worker's life: take a job, answer with its result or its error, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_follow_parent, daemon=True).start()
     while True:
         try:
             _, arguments = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             answer = task(**arguments)
         except SteepestError as error:
             answer = SteepestError(str(error))
         except Exception as error:  # a bug or a foreign module's failure: named, not lost
-            answer = SteepestError(f"a trial failed with {type(error).__name__}: {error}")
+            text = " ".join(str(error).split())
+            answer = SteepestError(f"a trial failed with {type(error).__name__}: {text}; look at the model.")
         connection.send(answer)
+
+
+def _follow_parent() -> None:
+    """End with the process that started this one, however it ended: no trial outlives its study."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

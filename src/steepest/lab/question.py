@@ -52,8 +52,8 @@ def parse_budget(text: str) -> Budget:
         )
     factor, unit = units[match[2]]
     amount = float(match[1]) * factor
-    if amount <= 0:
-        raise SteepestError(f"budget {text!r} is nothing; give a positive time or length.")
+    if not 0 < amount < math.inf:
+        raise SteepestError(f"budget {text!r} is not a positive, finite time or length; give one, as in 5m.")
     return Budget(amount, unit)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from steepest.lab.bracket import best_point, wanted
 from steepest.lab.pool import Job, Pool
-from steepest.lab.question import GRID_FACTOR, START, Question, grid_rate, prior_lr
+from steepest.lab.question import GRID_FACTOR, MIN_STEPS, START, Question, grid_rate, prior_lr
 from steepest.lab.records import FORMAT, Problem, Record, read_records, write_record
 from steepest.lab.trial import Phase, answer, trial_id, versions
 from steepest.rules import find_card
-from steepest.training import RunConfig, lock, write_atomic
+from steepest.training import RunConfig, lock, parse_config, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,12 @@ class Study:
     def __init__(self, question: Question, folder: Path) -> None:
         self.question, self.folder = question, Path(folder)
         self.trials_folder = self.folder / "trials"
-        gpu = question.device != "cpu"
-        self.workers = question.workers or (1 if gpu else len(os.sched_getaffinity(0)))
+        self.workers = question.workers or (1 if question.device != "cpu" else _cores())
         self.records: dict[str, Record] = {}
         self._asked: set[str] = set()
         self._ids: dict[tuple[Phase, str, float, int], str] = {}
+        # The question's mistakes come out before a process is started.
+        parse_config(self._trying(MIN_STEPS), "this comparison").schedule.build(0.0, 10**6)
 
     def __enter__(self) -> Study:
         self._lock = lock(self.folder)
@@ -77,7 +78,7 @@ class Study:
     # ------------------------------------------------------------------ the plan
 
     def plan(self) -> Estimate:
-        """Load the data, try the model, fix the length of a trial, write `study.json`, find old records."""
+        """Load the data, try the model, fix the length of a trial, find old records; nothing is written."""
         found = self._probe()
         steps = self._steps(found["seconds_per_step"])
         tokens = steps * self.question.batch * self.question.context
@@ -85,7 +86,7 @@ class Study:
         self._ids.clear()
         self._prior = prior_lr(found["parameters"], tokens)
         self._digest = found["data"]["digest"]
-        self._save(found, steps, tokens)
+        self._plan = self._describe(found, steps, tokens)
         sound, problems = read_records(self.trials_folder)
         self.records = {record["id"]: record for record in sound}
         likely = self.question.trials()
@@ -104,8 +105,7 @@ class Study:
         )
 
     def _probe(self) -> dict[str, Any]:
-        config = {**self._base(6), "optimizer": {"name": "adamw", "lr": 1e-4}, "evals": 1}
-        config["validation_windows"] = 1
+        config = {**self._trying(6), "evals": 1, "validation_windows": 1}
         job: Job = ("the first try", {"task": "probe", "config": config, "cache": self._cache})
         jobs = [[job], []]
         return next(result for _, result in self._pool.run(lambda: jobs.pop(0) if jobs else []))
@@ -114,7 +114,7 @@ class Study:
         """A time budget is turned into steps once; a study that goes on keeps the length it began with."""
         if self.question.budget.unit == "seconds":
             before, now = self._saved(), self._answers()
-            if before and all(before.get(key) == now[key] for key in now):
+            if before and all(before.get(key) == value for key, value in now.items()):
                 return int(before["steps"])
         return self.question.steps(seconds_per_step, self.workers)
 
@@ -123,7 +123,7 @@ class Study:
             found = json.loads((self.folder / "study.json").read_bytes())
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and isinstance(found.get("steps"), int) else None
 
     def _answers(self) -> dict[str, Any]:
         asked = self.question
@@ -141,8 +141,9 @@ class Study:
             "budget": [asked.budget.amount, asked.budget.unit],
         }
 
-    def _save(self, found: dict[str, Any], steps: int, tokens: int) -> None:
-        plan = {
+    def _describe(self, found: dict[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        """The plan as `study.json` holds it."""
+        return {
             "format": FORMAT,
             **self._answers(),
             "data": found["data"],
@@ -162,7 +163,6 @@ class Study:
             },
             "command": self.question.command,
         }
-        write_atomic(self.folder / "study.json", json.dumps(plan, indent=1) + "\n")
 
     def _base(self, steps: int) -> dict[str, Any]:
         """What every trial of the study shares."""
@@ -181,6 +181,10 @@ class Study:
             "threads": 1,
         }
 
+    def _trying(self, steps: int) -> dict[str, Any]:
+        """A run that moves nothing, so that it cannot end worse than it began."""
+        return {**self._base(steps), "optimizer": {"name": "adamw", "lr": 0.0}}
+
     @property
     def _cache(self) -> str:
         return str(self.folder / "cache")
@@ -188,7 +192,8 @@ class Study:
     # ------------------------------------------------------------------ the trials
 
     def run(self) -> Iterator[Event]:
-        """Run what is missing; each finished trial is on disk before its event comes."""
+        """Write `study.json` and run what is missing; a trial is on disk before its event comes."""
+        write_atomic(self.folder / "study.json", json.dumps(self._plan, indent=1) + "\n")
         self._asked = set()
         for key, result in self._pool.run(self._next_jobs):
             write_record(self.trials_folder, result)
@@ -258,6 +263,11 @@ class Study:
         best = best_point(tunings)
         left = len(self._missing(name))
         return len(tunings) + (0 if best is None else self.question.seeds - left), left
+
+
+def _cores() -> int:
+    """Cores this process may use; not every system says which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

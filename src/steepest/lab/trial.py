@@ -71,8 +71,8 @@ def run_trial(*, phase: Phase, config: dict[str, Any], cache: str) -> dict[str, 
 
 
 def probe(*, config: dict[str, Any], cache: str) -> dict[str, Any]:
-    """What a plan needs to know: the data's digest and facts, the model's size, seconds a step and the
-    state each optimizer would keep. Trains a few steps and keeps nothing."""
+    """What a plan needs to know: the data's digest and facts, the model's size, and seconds a step.
+    Trains a few steps and keeps nothing."""
     parsed = RunConfig(**config)
     built = prepare(parsed, Path(cache))
     short = run(parsed, cache=Path(cache))

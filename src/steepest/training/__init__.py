@@ -1,6 +1,6 @@
 """Running one training: the config, the loop, the files."""
 
-from steepest.training.config import RunConfig, ScheduleConfig, load_config
+from steepest.training.config import RunConfig, ScheduleConfig, load_config, parse_config
 from steepest.training.files import lock, write_atomic
 from steepest.training.loop import Curve, Diverged, Progress, Validation, train
 from steepest.training.run import Run, build_optimizer, prepare, run
@@ -16,6 +16,7 @@ __all__ = [
     "build_optimizer",
     "load_config",
     "lock",
+    "parse_config",
     "prepare",
     "run",
     "train",

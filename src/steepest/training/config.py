@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,19 @@ class ScheduleConfig(BaseModel):
     Any other key is an option of the shape (`final`, `cooldown`, ...).
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = "cosine"
     warmup: float = Field(default=0.1, ge=0)
+
+    @field_validator("warmup")
+    @classmethod
+    def _share_or_steps(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise SteepestError(
+                f"warmup {value:g} is neither a share nor a number of steps; give one below 1 or a whole one."
+            )
+        return value
 
     def build(self, peak: float, steps: int) -> schedules.Schedule:
         """The schedule for a run of this many steps."""
@@ -41,7 +51,7 @@ class RunConfig(BaseModel):
     validation_windows: sequences of `context` tokens that each validation reads.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = "tiny"
     data: str = "stdlib"
@@ -65,7 +75,12 @@ class RunConfig(BaseModel):
     def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "name" not in value or "lr" not in value:
             raise SteepestError("optimizer needs a name and an lr, as in {name: adamw, lr: 3e-4}.")
+        if not isinstance(value["name"], str):
+            raise SteepestError(f"the optimizer's name must be text, got {value['name']!r}.")
         find_card(value["name"])
+        rate = value["lr"]
+        if not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
+            raise SteepestError(f"the optimizer's lr must be a number from 0 up, got {rate!r}.")
         return value
 
     @property
@@ -77,12 +92,14 @@ class RunConfig(BaseModel):
 def parse_config(given: Mapping[str, Any], where: str) -> RunConfig:
     """A checked config from plain values; one sentence for the first mistake, nearest key offered."""
     try:
-        return RunConfig(**given)
+        return RunConfig.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown(f"key in {where}", key, RunConfig.model_fields) from None
+        if first["type"] == "missing":
+            raise SteepestError(f"{where}: {key} is missing; add it.") from None
         cause = first.get("ctx", {}).get("error")
         text = str(cause) if cause else f"{key}: {first['msg'].lower()}, got {first['input']!r}."
         raise SteepestError(f"{where}: {text}") from None

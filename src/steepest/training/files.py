@@ -27,10 +27,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise SteepestError(_sentence(path, error)) from error
+        if isinstance(error, OSError):
+            raise SteepestError(_sentence(path, error)) from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -54,21 +56,19 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; a second process gets a sentence. Freed by the system at exit."""
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    try:
-        with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise SteepestError(
-                    f"{folder} is in use by process {file.read().strip() or '?'}; wait for it, or choose "
-                    "another --out."
-                ) from None
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(folder / ".lock", "a+b", buffering=0))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
-    except OSError as error:
-        raise SteepestError(_sentence(path, error)) from error
+            file.write(str(os.getpid()).encode())
+        except BlockingIOError:
+            file.seek(0)
+            raise SteepestError(
+                f"{folder} is in use by process {file.read().decode().strip() or '?'}; wait for it, or "
+                "choose another --out."
+            ) from None
+        except OSError as error:
+            raise SteepestError(_sentence(folder, error)) from error
+        yield

@@ -107,9 +107,18 @@ def prepare(config: RunConfig, cache: Path | None = None) -> Run:
         vocab_size=text.tokenizer.vocab_size,
         context=config.context,
         seed=seed_for(config.seed, "init"),
-    ).to(config.device)
+    ).to(_device(config.device))
     torch.manual_seed(seed_for(config.seed, "dropout"))
     return Run(config, text, model, build_optimizer(config, model))
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, once it is known to hold a tensor."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise SteepestError(f"device {name!r} cannot be used ({reason}); use cpu.") from None
 
 
 def run(

@@ -15,11 +15,14 @@ from steepest.training.run import Run
 def save_run(run: Run, folder: Path) -> None:
     """Write `model/` (a Hugging Face folder where the model is one, else safetensors) and `run.json`.
 
-    The model is written beside its place and moved there whole.
+    The model is written beside its place and moved there whole; one that was there goes last.
     """
-    target, beside = folder / "model", folder / ".model.partial"
+    from safetensors import SafetensorError
+
+    target, beside, before = folder / "model", folder / ".model.partial", folder / ".model.before"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        for leftover in (beside, before):
+            shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir(parents=True)
         save_pretrained = getattr(run.model, "save_pretrained", None)
         if callable(save_pretrained):
@@ -28,12 +31,13 @@ def save_run(run: Run, folder: Path) -> None:
             from safetensors.torch import save_model
 
             save_model(run.model, str(beside / "model.safetensors"))
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.rename(before)
         beside.rename(target)
-    except OSError as error:
-        raise SteepestError(
-            f"cannot save the model into {folder} ({error.strerror}); free space there."
-        ) from error
+        shutil.rmtree(before, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SteepestError(f"cannot save the model into {folder} ({reason}); free space there.") from error
     curve, validation = map(asdict, run.curves)
     record = {"config": run.config.model_dump(mode="json"), "curve": curve, "validation": validation}
     write_atomic(folder / "run.json", json.dumps(record, indent=1) + "\n")
