@@ -115,20 +115,20 @@ def lamb(p: Array, grads: Sequence[Array], lrs: Sequence[float], h: dict[str, An
 
 
 def lamb_deepspeed(p: Array, grads: Sequence[Array], lrs: Sequence[float], h: dict[str, Any]) -> list[Array]:
-    """DeepSpeed fused_lamb_cuda_kernel.cu, eps outside the root: the direction and the norms are of the
-    uncorrected moments, and the bias correction is part of the step size."""
+    """DeepSpeed fused_lamb_cuda_kernel.cu, ADAM_MODE_1 (eps outside the root), bias_correction on: m_hat and
+    v_hat in both parts, the coefficient clamped where both norms are non-zero."""
     (b1, b2), eps, wd = h["betas"], h["eps"], h["weight_decay"]
     path, m, v = [], 0.0 * p, 0.0 * p
     for t, (g, lr) in enumerate(zip(grads, lrs, strict=True), 1):
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g * g
-        update = m / (np.sqrt(v) + eps) + wd * p
-        step_size = lr * np.sqrt(1 - b2**t) / (1 - b1**t)
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        update = m_hat / (np.sqrt(v_hat) + eps) + wd * p
         reg_w, reg_u = np.sqrt(np.sum(p * p)), np.sqrt(np.sum(update * update))
         coeff = 1.0
         if (h["always_adapt"] or wd != 0) and reg_w != 0 and reg_u != 0:
             coeff = max(min(reg_w / reg_u, h["trust_high"]), h["trust_low"])
-        p = p - step_size * coeff * update
+        p = p - lr * coeff * update
         path.append(p)
     return path
 

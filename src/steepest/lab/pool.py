@@ -4,6 +4,7 @@ no number depends on how many run at once."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -131,6 +132,7 @@ class Pool:
 
 def _serve(connection: Connection, task: Callable[..., Any]) -> None:
     """A worker's life: take a job, answer with its result or its error, until the pipe closes."""
+    logging.disable(logging.WARNING)  # it would tear the progress bar; what matters is in the results
     threading.Thread(target=_follow_parent, daemon=True).start()
     while True:
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from steepest.contract import Hyper, Live, Scope, zeros
+from steepest.contract import Hyper, Scope, zeros
 from steepest.ops import atleast, atmost, lerp, norm, ratio, sqrt, unbias, where
 from steepest.rules.declare import EPS, FLAG, LR, UNIT, rule, variant
 
@@ -55,8 +53,8 @@ adam = variant(
         "trust_high": Hyper(float("inf"), low=0.0, infinite=True),
     },
     # nv: apex multi_tensor_lamb.cu, timm/optim/lamb.py. paper: version 5, algorithm 2, phi the identity.
-    # deepspeed: csrc/lamb/fused_lamb_cuda_kernel.cu, which holds the ratio in [0.01, 10] and corrects the
-    # bias in the step size: norms and decay meet the uncorrected direction (as if t were infinite).
+    # deepspeed: csrc/lamb/fused_lamb_cuda_kernel.cu, which holds the ratio in [0.01, 10]. (Its releases long
+    # corrected the bias in the step size instead, which scales the decay and misses the norm.)
     dialects={
         "nv": {},
         "paper": {"always_adapt": True},
@@ -64,9 +62,7 @@ adam = variant(
     },
 )
 def lamb(p, g, s, h):
-    late = h.dialect == "deepspeed"
-    r, new = adamw(p, g, s, Live(**{**vars(h), "t": math.inf}) if late else h)
+    r, new = adamw(p, g, s, h)
     u = r + h.weight_decay * p
     k = atmost(atleast(ratio(norm(p), norm(u)), h.trust_low), h.trust_high)
-    k = k if h.always_adapt else where(h.weight_decay != 0, k, 1.0)
-    return u * (unbias(k * sqrt(1 - h.beta2**h.t), h.beta1, h.t) if late else k), new
+    return u * (k if h.always_adapt else where(h.weight_decay != 0, k, 1.0)), new

@@ -135,6 +135,8 @@ def train(
             watch(
                 Progress(step, steps, value, last, float(optimizer.param_groups[0]["lr"]), tokens / seconds)
             )
+    if 2 * optimizer.skipped > steps:
+        raise Diverged(f"{optimizer.skipped} of {steps} steps were skipped for gradients that are not finite")
     if last > before:
         raise Diverged(f"the final validation loss {last:.3f} is above the {before:.3f} before training")
     warm = slice(1, None) if steps > 1 else slice(None)
