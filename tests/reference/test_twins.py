@@ -9,6 +9,7 @@ import torch
 import steepest
 from laws.cases import CASES, Case, every_rule, feed, tensors
 from reference.twins import TWINS
+from steepest.contract import Slots
 from steepest.rules import RULES
 
 SHAPES = [(7, 6), (5,), (), (1,), (257, 3), (130, 140), (140, 130), (2, 3, 4), (33, 2, 40)]
@@ -83,6 +84,27 @@ def test_trust_ratio_of_a_zero_norm_is_one(case):
     twin = TWINS[case.rule.name, case.hyper.get("dialect")]
     expected = [twin(p.numpy(), [g.numpy()], [0.1], case.full)[0] for p, g in zip(start, grads, strict=True)]
     assert_close([[p.numpy() for p in params]], [expected])
+
+
+@pytest.mark.parametrize(("dialect", "smallest"), {"t5x": 128, "hf": 1, "torch": 1, "big_vision": 32}.items())
+def test_adafactor_factors_from_the_size_of_its_reference(dialect, smallest):
+    """min_dim_size_to_factor of t5x and big_vision; the others factor every matrix."""
+    rule = RULES["adafactor"]
+    h = rule.defaults(dialect)
+    assert {"r", "c"} <= set(rule.slots_for(torch.Size([smallest, 2 * smallest]), h))
+    assert "v" in rule.slots_for(torch.Size([smallest - 1, 500]), h)
+    assert "v" in rule.slots_for(torch.Size([500]), h)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "share"), {"t5x": 1e-4, "hf": 1e-4, "torch": 1e-4, "big_vision": 1e-3}.items()
+)
+def test_adafactors_memory_late_in_a_run(dialect, share):
+    """The newest squared gradient counts t^-0.8; big_vision caps beta2 at 0.999: never less than 0.001."""
+    h = Case(RULES["adafactor"], {"dialect": dialect, "weight_decay": 0.0}).live(t=100_000)
+    slots = {"v": torch.zeros(3).double(), **({"m": torch.zeros(3).double()} if h.beta1 else {})}
+    _, new = RULES["adafactor"](torch.ones(3).double(), torch.ones(3).double(), Slots(**slots), h)
+    assert new["v"].tolist() == pytest.approx([share] * 3, rel=1e-12)
 
 
 def test_lamb_constructor_clips_by_the_global_norm_first():
