@@ -49,8 +49,11 @@ SAME = {
         ("lamb", {"dialect": "paper", "weight_decay": 0.1}),
     ),
     "lamb_deepspeed_unbounded-lamb_paper": (
-        ("lamb", {"dialect": "deepspeed", "eps": 1e-6, "trust_low": 0.0, "trust_high": 1e9}),
-        ("lamb", {"dialect": "paper"}),
+        (
+            "lamb",
+            {"dialect": "deepspeed", "eps": 1e-6, "weight_decay": 0.1, "trust_low": 0.0, "trust_high": 1e9},
+        ),
+        ("lamb", {"dialect": "paper", "weight_decay": 0.1}),
     ),
     "lamb_nv_no_decay-adamw_no_decay": (
         ("lamb", {"dialect": "nv", "weight_decay": 0.0, "eps": 1e-8}),

@@ -342,3 +342,17 @@ def test_every_constructor_that_can_be_without_state_is_covered():
     assert set(WITH_MOMENTUM) == {"SGD"} and set(SLOTS) == set(CONSTRUCTORS)
     opt = steepest.SGD(parameters())
     assert opt.state_bytes() == 0 and all(state == {"step": 0} for state in opt.state.values())
+
+
+def test_the_state_of_a_parameter_that_is_frozen_now_is_kept():
+    w, b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(2))
+    opt = steepest.AdamW([w, b])
+    w.grad, b.grad = torch.ones_like(w), torch.ones_like(b)
+    opt.step()
+    saved = opt.state_dict()
+    b.requires_grad_(False).grad = None
+    fresh = steepest.AdamW([w, b])
+    assert b not in fresh.state
+    fresh.load_state_dict(saved)
+    assert fresh.state[b]["step"] == 1
+    assert torch.equal(fresh.state[b]["m"], opt.state[b]["m"])

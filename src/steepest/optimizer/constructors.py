@@ -199,7 +199,8 @@ class Adafactor(Optimizer):
 
 class LAMB(Optimizer):
     """AdamW's direction times a trust ratio a tensor; `dialect` is "nv" (default; with the global
-    clipping to `max_grad_norm` that is part of it), "paper" or "deepspeed"."""
+    clipping to `max_grad_norm` that is part of it), "paper" or "deepspeed". Arguments left at None
+    take the dialect's default."""
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class LAMB(Optimizer):
         lr: Any = 1e-3,
         betas: Betas = (0.9, 0.999),
         eps: float | None = None,
-        weight_decay: Any = 1e-2,
+        weight_decay: Any = None,
         *,
         dialect: str = "nv",
         always_adapt: bool | None = None,
@@ -216,14 +217,13 @@ class LAMB(Optimizer):
         own = _options(options)
         if dialect == "nv":
             own.setdefault("max_grad_norm", 1.0)
-        chosen: dict[str, Any] = {"eps": eps, "always_adapt": always_adapt}
+        chosen: dict[str, Any] = {"eps": eps, "weight_decay": weight_decay, "always_adapt": always_adapt}
         super().__init__(
             params,
             "lamb",
             dialect=dialect,
             lr=lr,
             betas=betas,
-            weight_decay=weight_decay,
             clip_eps=0.0,  # apex divides by the norm itself
             **{name: value for name, value in chosen.items() if value is not None},
             **own,

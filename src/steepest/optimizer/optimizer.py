@@ -341,11 +341,12 @@ class Optimizer(torch.optim.Optimizer):
                     raise SteepestError(
                         f"{name}: the saved state lacks this parameter's entry; it is damaged."
                     )
-                if theirs is None or p not in self.state:  # frozen then, or frozen now
+                if theirs is None:  # frozen when it was saved
                     continue
+                own = self.state[p] if p in self.state else allocate(self._rules[group["rule"]], p, group)
                 if torch_names:
-                    theirs = interchange.from_torch(group["rule"], name, theirs, self.state[p])
-                compare(name, theirs, self.state[p])
+                    theirs = interchange.from_torch(group["rule"], name, theirs, own)
+                compare(name, theirs, own)
                 yield p, theirs
 
     def _take_groups(self, saved: list[dict[str, Any]]) -> None:

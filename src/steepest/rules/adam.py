@@ -58,7 +58,13 @@ adam = variant(
     dialects={
         "nv": {},
         "paper": {"always_adapt": True},
-        "deepspeed": {"always_adapt": True, "trust_low": 0.01, "trust_high": 10.0, "eps": 1e-8},
+        "deepspeed": {
+            "always_adapt": True,
+            "trust_low": 0.01,
+            "trust_high": 10.0,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+        },
     },
 )
 def lamb(p, g, s, h):
