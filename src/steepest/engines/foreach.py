@@ -19,8 +19,8 @@ from steepest.engines import reference
 from steepest.engines.program import Program
 from steepest.engines.trace import structure, trace
 
-PIECE = 2**18
-"""Elements in a piece, a thread, on a CPU: one MiB of float32 a list, chosen by `bench/foreach.py`."""
+PIECE = 2**19
+"""Elements in a piece, a thread, on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
 
 _PROGRAMS: WeakKeyDictionary[Callable[..., Any], dict[Any, Program | None]] = WeakKeyDictionary()
 
