@@ -1,7 +1,7 @@
-"""Writes what can be known from the cards and rules into docs/optimizers: `python docs/generate.py`.
+"""Writes what can be known from the code into the pages: `python docs/generate.py`.
 
-The table of `index.md`, and the facts at the head of every optimizer's page, stand between two marks and
-are replaced; everything else on a page is written by hand and left alone.
+The table of `optimizers/index.md`, the facts at the head of every optimizer's page and the options in
+`cli.md` stand between two marks and are replaced; everything else is written by hand and left alone.
 """
 
 from __future__ import annotations
@@ -86,10 +86,34 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
 
 
+def commands() -> str:
+    """Every command with its arguments and options, as `--help` gives them."""
+    from typer.main import get_command
+
+    from steepest.cli.app import app
+
+    parts = []
+    for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
+        rows = []
+        for parameter in command.params:
+            if parameter.name != "help":
+                named = parameter.metavar or parameter.name.upper()
+                shown = ", ".join(parameter.opts) if parameter.param_type_name == "option" else named
+                bare = parameter.default is None or parameter.default is False
+                default = "" if bare else f"`{parameter.default}`"
+                rows.append(f"| `{shown}` | {parameter.help} | {default} |")
+        about = " ".join(command.help.split())
+        table = ["", "| | | default |", "|---|---|---|", *rows] if rows else []
+        parts.append("\n".join([f"## steepest {name}", "", about, *table, ""]))
+    return "\n".join(parts)
+
+
 def fresh() -> dict[Path, str]:
     """Every page as it should be."""
-    generated = {PAGES / "index.md": table()} | {
-        PAGES / f"{name}.md": facts(card) for name, card in CARDS.items()
+    generated = {
+        PAGES / "index.md": table(),
+        PAGES.parent / "cli.md": commands(),
+        **{PAGES / f"{name}.md": facts(card) for name, card in CARDS.items()},
     }
     return {
         path: MARKED.sub(lambda m, text=text: m[1] + text + m[2], path.read_text(encoding="utf-8"))

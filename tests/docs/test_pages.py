@@ -75,3 +75,12 @@ def test_the_memory_figures_are_those_of_a_real_optimizer():
 
 def test_the_shapes_are_gpt2_s():
     assert sum(torch.Size(shape).numel() for shape in generate.GPT2) == 124_439_808
+
+
+def test_every_command_and_option_is_documented():
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `.*$", text, re.MULTILINE)
+    assert len(rows) >= 15
+    assert all(len(row.split("|")[2].strip()) > 10 for row in rows), "an option without help"
+    for name in ("compare", "train", "report", "optimizers"):
+        assert f"## steepest {name}\n" in text
