@@ -108,6 +108,7 @@ def train(
     updates: list[float] = []
     tokens, seconds, last = 0, 0.0, before
     for step in range(1, steps + 1):
+        rate = float(optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
         loss, facts = objective(model, batch_at(step - 1))
         loss.backward()
@@ -132,9 +133,7 @@ def train(
             if not math.isfinite(last):
                 raise Diverged(f"the validation loss became {last} at step {step}")
         if watch is not None:
-            watch(
-                Progress(step, steps, value, last, float(optimizer.param_groups[0]["lr"]), tokens / seconds)
-            )
+            watch(Progress(step, steps, value, last, rate, tokens / seconds))
     if 2 * optimizer.skipped > steps:
         raise Diverged(f"{optimizer.skipped} of {steps} steps were skipped for gradients that are not finite")
     if last > before:
