@@ -185,5 +185,5 @@ def _conclude(console: Console, out: Path) -> None:
     if config.exists():
         named = escape(str(config))
         console.print(f"config  {named}   (steepest train {named})", soft_wrap=True)
-    if not summary.results:
+    if all(result.loss is None for result in summary.results):
         raise SteepestError("no trial finished; look at the report for the reasons.")
