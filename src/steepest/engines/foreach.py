@@ -22,6 +22,9 @@ from steepest.engines.trace import structure, trace
 PIECE = 2**19
 """Elements in a piece, a thread, on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
 
+SMALL = 2**14
+"""Tensors of fewer elements are gathered into lists on a CPU: their calls cost more than their bytes."""
+
 _PROGRAMS: WeakKeyDictionary[Callable[..., Any], dict[Any, Program | None]] = WeakKeyDictionary()
 
 
@@ -54,10 +57,10 @@ def run(
     if program is None:
         reference.run(rule, params, grads, slots, h)
         return
-    values, steps = program.bind(h)
+    dtype = compute_dtype(params[0])
+    values, steps = program.bind(h, dtype)
     cut = rule.scope is Scope.ELEMENT and len(steps) > 1  # one operation has nothing to reuse
     pieces = list(_pieces([params, grads, *slots.values()], cut))
-    dtype = compute_dtype(params[0])
     largest = max((piece[0][0].numel() for piece in pieces if len(piece[0]) == 1), default=0)
     flat = [torch.empty(largest, dtype=dtype, device=params[0].device) for _ in range(program.scratch)]
     for params, grads, *own in pieces:
@@ -78,7 +81,7 @@ def _wide(params: list[Tensor], grads: list[Tensor], dtype: torch.dtype) -> list
 
 
 def _pieces(columns: Sequence[Sequence[Tensor]], cut: bool) -> Iterator[list[list[Tensor]]]:
-    """The lists cut so that each piece holds about PIECE elements a thread of every list.
+    """Large tensors in pieces of PIECE elements a thread, others as they are, small ones together.
 
     A tensor is cut only if the rule works element by element and all its lists lie flat in memory;
     cuts fall on multiples of PIECE, so vector lanes see the same neighbours as in the whole tensor.
@@ -87,20 +90,16 @@ def _pieces(columns: Sequence[Sequence[Tensor]], cut: bool) -> Iterator[list[lis
         yield [list(column) for column in columns]
         return
     piece = PIECE * torch.get_num_threads()
-    held: list[list[Tensor]] = [[] for _ in columns]
-    count = 0
+    small: list[list[Tensor]] = [[] for _ in columns]
     for row in zip(*columns, strict=True):
         size = row[0].numel()
-        if size > piece:
-            flat = cut and all(t.is_contiguous() for t in row)
-            for part in zip(*(t.view(-1).split(piece) if flat else (t,) for t in row), strict=True):
+        if size < min(SMALL, piece):
+            for column, tensor in zip(small, row, strict=True):
+                column.append(tensor)
+        elif cut and size > piece and all(t.is_contiguous() for t in row):
+            for part in zip(*(t.view(-1).split(piece) for t in row), strict=True):
                 yield [[t] for t in part]
-            continue
-        if held[0] and count + size > piece:
-            yield held
-            held, count = [[] for _ in columns], 0
-        for column, tensor in zip(held, row, strict=True):
-            column.append(tensor)
-        count += size
-    if held[0]:
-        yield held
+        else:
+            yield [[t] for t in row]
+    if small[0]:
+        yield small

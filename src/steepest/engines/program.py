@@ -57,6 +57,9 @@ LISTS: Mapping[Callable[..., Any], tuple[Callable[..., Any], Callable[..., Any] 
 """The same operation on lists of tensors: new, and in place. The first operand must be a list."""
 
 
+ARITHMETIC = (torch.add, torch.sub, torch.mul, torch.div)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One operation on tensors.
@@ -64,14 +67,17 @@ class Step:
     home:     where the result is written: 0 the parameter, 1.. the slots, then scratch; None new memory.
     in_place: its first operand is there already.
     dead:     the values not read any more afterwards.
+    operands: the values of its arguments, numbers of arithmetic as tensors without dimensions.
+    named:    its keyword arguments, which are numbers: known once bound.
     """
 
     node: Node
     op: Callable[..., Any]
     home: int | None
     in_place: bool
-    operands: Callable[[Values], tuple[Any, ...]]
     dead: tuple[int, ...]
+    operands: Callable[[Values], tuple[Any, ...]]
+    named: Mapping[str, Any]
 
 
 class Program:
@@ -87,25 +93,32 @@ class Program:
         self.scratch = _share(graph, tensors, last, homes) - len(self.columns)
         made = {n.value for n in tensors}
         self.host = [n for n in graph.nodes if graph.kinds[n.value] is Kind.HOST]
-        self.steps = [_step(n, i, made, homes, last) for i, n in enumerate(tensors)]
+        # torch makes a tensor of a number at every call, which takes longer than the call.
+        numbers = {i for n in tensors if n.op in ARITHMETIC for i in n.args if graph.kinds[i] is Kind.HOST}
+        self.boxes = {i: len(graph.kinds) + k for k, i in enumerate(sorted(numbers))}
+        self.steps = [_step(n, i, made, homes, last, self.boxes) for i, n in enumerate(tensors)]
         self.copies = [
             (self.columns.index(name), value)
             for name, value in graph.outputs.items()
             if homes.get(value) != self.columns.index(name)
         ]
 
-    def bind(self, h: Live) -> tuple[Values, list[Step]]:
-        """The values with every number filled in, in Python floats, and the steps they leave to do."""
-        values: Values = [None] * len(self.graph.kinds)
+    def bind(self, h: Live, dtype: torch.dtype) -> tuple[Values, list[Step]]:
+        """The values with every number filled in, computed in Python floats, and the steps left to do."""
+        values: Values = [None] * (len(self.graph.kinds) + len(self.boxes))
         for i, constant in self.graph.constants.items():
             values[i] = constant
         for name, i in self.graph.inputs.items():
             if name.startswith("h."):
                 values[i] = getattr(h, name[2:])
         for node in self.host:
-            named = {name: values[i] for name, i in node.kwargs}
-            values[node.value] = node.op(*(values[i] for i in node.args), **named)
-        return values, [replace(s, op=keep) if _is_idle(s, values) else s for s in self.steps]
+            values[node.value] = node.op(*(values[i] for i in node.args), **_named(node, values))
+        for i, box in self.boxes.items():
+            values[box] = torch.tensor(values[i], dtype=dtype)
+        return values, [
+            replace(s, op=keep if _is_idle(s, values) else s.op, named=_named(s.node, values))
+            for s in self.steps
+        ]
 
     def run(
         self, values: Values, steps: Sequence[Step], row: Sequence[Tensor], scratch: Sequence[Tensor]
@@ -116,10 +129,11 @@ class Program:
         """
         memory = [*self._place(values, row), *scratch]
         for step in steps:
-            named = {name: values[i] for name, i in step.node.kwargs}
-            if step.home is not None:
-                named["out"] = memory[step.home]
-            values[step.node.value] = step.op(*step.operands(values), **named)
+            if step.home is None:
+                result = step.op(*step.operands(values), **step.named)
+            else:
+                result = step.op(*step.operands(values), out=memory[step.home], **step.named)
+            values[step.node.value] = result
             for i in step.dead:
                 values[i] = None
         for home, value in self.copies:
@@ -130,22 +144,21 @@ class Program:
         memory = self._place(values, columns)
         count = len(columns[0])
         for step in steps:
-            node, args = step.node, step.operands(values)
-            named = {name: values[i] for name, i in node.kwargs}
+            args = [values[i] for i in step.node.args]
             new, in_place = LISTS.get(step.op, (None, None))
             if step.in_place and in_place is not None:
-                in_place(*args, **named)
+                in_place(*args, **step.named)
                 result = args[0]
             elif step.op is choose:
                 result = choose(*args)
             elif new is not None and isinstance(args[0], (list, tuple)):
-                result = new(*args, **named)
+                result = new(*args, **step.named)
             else:
-                result = [_one(step.op, args, named, i) for i in range(count)]
+                result = [_one(step.op, args, step.named, i) for i in range(count)]
             if step.home is not None and step.home < len(memory) and result is not memory[step.home]:
                 torch._foreach_copy_(memory[step.home], result)
                 result = memory[step.home]
-            values[node.value] = result
+            values[step.node.value] = result
             for i in step.dead:
                 values[i] = None
         for home, value in self.copies:
@@ -163,7 +176,11 @@ class Program:
 def _one(op: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any], i: int) -> Any:
     """An operation on the i-th tensor of each list."""
     own = [x[i] if isinstance(x, (list, tuple)) else x for x in args]
-    return op(*own, **{name: x[i] if isinstance(x, (list, tuple)) else x for name, x in named.items()})
+    return op(*own, **named)
+
+
+def _named(node: Node, values: Values) -> dict[str, Any]:
+    return {name: values[i] for name, i in node.kwargs}
 
 
 def _last_reads(graph: Graph, tensors: Sequence[Node]) -> dict[int, int]:
@@ -217,16 +234,23 @@ def _share(graph: Graph, tensors: Sequence[Node], last: Mapping[int, int], homes
 
 
 def _step(
-    node: Node, position: int, tensors: Container[int], homes: Mapping[int, int], last: Mapping[int, int]
+    node: Node,
+    position: int,
+    tensors: Container[int],
+    homes: Mapping[int, int],
+    last: Mapping[int, int],
+    boxes: Mapping[int, int],
 ) -> Step:
     home = homes.get(node.value)
+    args = [boxes.get(i, i) for i in node.args] if node.op in ARITHMETIC else node.args
     return Step(
         node,
         node.op,
         home,
         in_place=home is not None and homes.get(node.args[0]) == home,
-        operands=itemgetter(*node.args) if len(node.args) > 1 else _only(node.args[0]),
         dead=tuple(i for i in node.operands if last[i] == position and i in tensors),
+        operands=itemgetter(*args) if len(args) > 1 else _only(args[0]),
+        named={},
     )
 
 

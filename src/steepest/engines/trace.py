@@ -230,6 +230,8 @@ class _Trace:
         operands = tuple(map(self.value, args))
         named = tuple((name, self.value(x)) for name, x in sorted(kwargs.items()))
         kinds = [self.kinds[i] for i in (*operands, *(i for _, i in named))]
+        if any(self.kinds[i] is not Kind.HOST for _, i in named):
+            raise Untraceable("a rule may pass numbers by keyword, not tensors.")
         op, kind = _typed(func, kinds)
         key = op, operands, named
         if key not in self.seen:
