@@ -7,7 +7,8 @@ devices a launch costs more than a byte: everything is one list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from steepest.contract import Live, Rule, Scope, compute_dtype
 from steepest.engines import reference
-from steepest.engines.program import Program
+from steepest.engines.program import Program, Step
 from steepest.engines.trace import structure, trace
+from steepest.engines.workers import share
 
 PIECE = 2**19
-"""Elements in a piece, a thread, on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
+"""Elements in a piece on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
 
 SMALL = 2**14
 """Tensors of fewer elements are gathered into lists on a CPU: their calls cost more than their bytes."""
@@ -61,17 +63,34 @@ def run(
     values, steps = program.bind(h, dtype)
     cut = rule.scope is Scope.ELEMENT and len(steps) > 1  # one operation has nothing to reuse
     pieces = list(_pieces([params, grads, *slots.values()], cut))
-    largest = max((piece[0][0].numel() for piece in pieces if len(piece[0]) == 1), default=0)
-    flat = [torch.empty(largest, dtype=dtype, device=params[0].device) for _ in range(program.scratch)]
+    work = partial(_run_pieces, program, values, steps, dtype, rule.scope)
+    threads = torch.get_num_threads()
+    if cut and threads > 1 and len(pieces) >= 2 * threads:
+        share(work, pieces)
+    else:
+        work(pieces)
+
+
+def _run_pieces(
+    program: Program,
+    values: Sequence[Any],
+    steps: Sequence[Step],
+    dtype: torch.dtype,
+    scope: Scope,
+    pieces: Iterable[list[list[Tensor]]],
+) -> None:
+    own_values, flat = list(values), [torch.empty(0) for _ in range(program.scratch)]
     for params, grads, *own in pieces:
         wide = [params, grads] if params[0].dtype == grads[0].dtype == dtype else _wide(params, grads, dtype)
         row = [column[0] for column in (*wide, *own)]
         # A sum follows the layout of what it adds up: beside odd layouts, results choose their own.
-        if len(params) == 1 and (rule.scope is Scope.ELEMENT or all(t.is_contiguous() for t in row)):
-            scratch = [t[: row[0].numel()].view(row[0].shape) for t in flat]
-            program.run(values, steps, row, scratch)
+        if len(params) == 1 and (scope is Scope.ELEMENT or all(t.is_contiguous() for t in row)):
+            size = row[0].numel()
+            if flat and (flat[0].numel() < size or flat[0].dtype != dtype):
+                flat = [torch.empty(size, dtype=dtype, device=row[0].device) for _ in flat]
+            program.run(own_values, steps, row, [t[:size].view(row[0].shape) for t in flat])
         else:
-            program.run_lists(values, steps, [*wide, *own])
+            program.run_lists(own_values, steps, [*wide, *own])
         if wide[0] is not params:
             torch._foreach_copy_(params, wide[0])
 
@@ -81,7 +100,7 @@ def _wide(params: list[Tensor], grads: list[Tensor], dtype: torch.dtype) -> list
 
 
 def _pieces(columns: Sequence[Sequence[Tensor]], cut: bool) -> Iterator[list[list[Tensor]]]:
-    """Large tensors in pieces of PIECE elements a thread, others as they are, small ones together.
+    """Large tensors in pieces of PIECE elements, others as they are, small ones together.
 
     A tensor is cut only if the rule works element by element and all its lists lie flat in memory;
     cuts fall on multiples of PIECE, so vector lanes see the same neighbours as in the whole tensor.
@@ -89,15 +108,14 @@ def _pieces(columns: Sequence[Sequence[Tensor]], cut: bool) -> Iterator[list[lis
     if columns[0][0].device.type != "cpu":
         yield [list(column) for column in columns]
         return
-    piece = PIECE * torch.get_num_threads()
     small: list[list[Tensor]] = [[] for _ in columns]
     for row in zip(*columns, strict=True):
         size = row[0].numel()
-        if size < min(SMALL, piece):
+        if size < min(SMALL, PIECE):
             for column, tensor in zip(small, row, strict=True):
                 column.append(tensor)
-        elif cut and size > piece and all(t.is_contiguous() for t in row):
-            for part in zip(*(t.view(-1).split(piece) for t in row), strict=True):
+        elif cut and size > PIECE and all(t.is_contiguous() for t in row):
+            for part in zip(*(t.view(-1).split(PIECE) for t in row), strict=True):
                 yield [[t] for t in part]
         else:
             yield [[t] for t in row]
