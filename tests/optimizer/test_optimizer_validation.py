@@ -13,7 +13,7 @@ import steepest
 from steepest import SteepestError
 
 WRONG = [
-    ("AdamW", {"lr": -1e-3}, r"lr=-0.001 is out of range; it must lie in \[0, inf"),
+    ("AdamW", {"lr": -1e-3}, r"lr=-0.001 is out of range; it must lie in \[0, 1e\+38"),
     ("AdamW", {"lr": math.nan}, "lr=nan is out of range"),
     ("AdamW", {"lr": math.inf}, "lr=inf is out of range"),
     ("AdamW", {"lr": torch.tensor(-1.0)}, "lr=-1.0 is out of range"),

@@ -13,7 +13,7 @@ import torch
 
 from steepest.contract import Hyper, Scope, Slot, zeros
 from steepest.ops import atleast, atmost, lerp, mean_to, rms, sqrt
-from steepest.rules.declare import FLAG, UNIT, WEIGHT_DECAY, rule
+from steepest.rules.declare import FLAG, UNIT, WEIGHT_DECAY, rate, rule
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, d
     apply="displace",
     paper="arXiv:1804.04235",
     hyper={
-        "lr": Hyper(1e-2, low=0.0),
+        "lr": rate(1e-2),
         "beta2_decay": Hyper(-0.8, low=-1.0, high=0.0),
         "eps": Hyper((1e-30, 1e-3), low=0.0),
         "d": Hyper(1.0, low=0.0, infinite=True),
@@ -112,8 +112,8 @@ def adafactor(p, g, s, h):
     u = g / atleast(root, floor)
     u = u / atleast(rms(u) / h.d, 1.0)
     lr = atmost(h.t**-0.5, 1e-6 * h.t if h.warmup_init else 1e-2) if h.relative_step else h.lr
-    rate = atmost(lr, h.t**-0.5) if like.inverse_sqrt else lr
-    step = rate * atleast(rms(p), h.eps2) if h.scale_parameter else rate
+    held = atmost(lr, h.t**-0.5) if like.inverse_sqrt else lr
+    step = held * atleast(rms(p), h.eps2) if h.scale_parameter else held
     u = u if like.late else u * step
     if "m" in s:
         u = new["m"] = lerp(s.m, u, 1 - h.beta1)

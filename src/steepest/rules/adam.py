@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, zeros
 from steepest.ops import atleast, atmost, lerp, norm, ratio, sqrt, unbias, where
-from steepest.rules.declare import EPS, FLAG, LR, UNIT, rule, variant
+from steepest.rules.declare import EPS, FLAG, UNIT, rate, rule, variant
 
 BETAS = Hyper((0.9, 0.999), **UNIT)
 
@@ -14,7 +14,7 @@ BETAS = Hyper((0.9, 0.999), **UNIT)
     scope=Scope.ELEMENT,
     paper="arXiv:1711.05101; amsgrad openreview ryQu7f-RZ; reference torch/optim/adam.py",
     hyper={
-        "lr": LR,
+        "lr": rate(1e-3),
         "betas": BETAS,
         "eps": EPS,
         "weight_decay": Hyper(1e-2, low=0.0),
@@ -44,7 +44,7 @@ adam = variant(
     decay="inside",
     paper="arXiv:1904.00962",
     hyper={
-        "lr": LR,
+        "lr": rate(1e-3),
         "betas": BETAS,
         "eps": Hyper(1e-6, low=0.0),
         "weight_decay": Hyper(1e-2, low=0.0),

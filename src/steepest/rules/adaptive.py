@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, Slot, zeros
 from steepest.ops import atleast, lerp, sqrt
-from steepest.rules.declare import EPS, FLAG, UNIT, WEIGHT_DECAY, rule
+from steepest.rules.declare import EPS, FLAG, UNIT, WEIGHT_DECAY, rate, rule
 
 
 @rule(
@@ -13,7 +13,7 @@ from steepest.rules.declare import EPS, FLAG, UNIT, WEIGHT_DECAY, rule
     decay="l2",
     paper="Duchi et al., JMLR 12, 2011; reference torch/optim/adagrad.py",
     hyper={
-        "lr": Hyper(1e-2, low=0.0),
+        "lr": rate(1e-2),
         "lr_decay": Hyper(0.0, low=0.0),
         "weight_decay": WEIGHT_DECAY,
         "initial_accumulator_value": Hyper(0.0, low=0.0, live=False),
@@ -31,7 +31,7 @@ def adagrad(p, g, s, h):
     decay="l2",
     paper="Tieleman and Hinton, Coursera lecture 6.5, 2012; centered arXiv:1308.0850; torch/optim/rmsprop.py",
     hyper={
-        "lr": Hyper(1e-2, low=0.0),
+        "lr": rate(1e-2),
         "alpha": Hyper(0.99, **UNIT),
         "eps": EPS,
         "weight_decay": WEIGHT_DECAY,

@@ -8,11 +8,15 @@ from typing import Any
 
 from steepest.contract import Decay, Hyper, Rule, RuleFn, Scope, Slot
 
-LR = Hyper(1e-3, low=0.0)
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
 UNIT: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
 EPS = Hyper(1e-8, low=0.0)
 FLAG = Hyper(False, live=False, choices=(False, True))
+
+
+def rate(default: float) -> Hyper:
+    """A learning rate: anything from zero to what float32 can hold."""
+    return Hyper(default, low=0.0, high=1e38)
 
 
 def rule(

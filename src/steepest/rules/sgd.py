@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, zeros
 from steepest.ops import add_scaled, norm, where
-from steepest.rules.declare import FLAG, LR, UNIT, WEIGHT_DECAY, rule
+from steepest.rules.declare import FLAG, UNIT, WEIGHT_DECAY, rate, rule
 
 MOMENTUM = {
-    "lr": LR,
+    "lr": rate(1e-3),
     "momentum": Hyper(0.0, **UNIT),
     "dampening": Hyper(0.0, low=0.0, high=1.0),
     "weight_decay": WEIGHT_DECAY,
@@ -36,7 +36,7 @@ def sgd(p, g, s, h):
     paper="arXiv:1708.03888; reference timm/optim/lars.py",
     hyper={
         **MOMENTUM,
-        "lr": Hyper(1.0, low=0.0),
+        "lr": rate(1.0),
         "momentum": Hyper(0.9, **UNIT),
         "trust_coefficient": Hyper(1e-3, low=0.0),
         "eps": Hyper(1e-8, low=0.0),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, zeros
 from steepest.ops import lerp, sign
-from steepest.rules.declare import UNIT, WEIGHT_DECAY, rule
+from steepest.rules.declare import UNIT, WEIGHT_DECAY, rate, rule
 
 
 @rule(
     slots={"m": zeros},
     scope=Scope.ELEMENT,
     paper="arXiv:2302.06675; reference google/automl lion/lion_pytorch.py",
-    hyper={"lr": Hyper(1e-4, low=0.0), "betas": Hyper((0.9, 0.99), **UNIT), "weight_decay": WEIGHT_DECAY},
+    hyper={"lr": rate(1e-4), "betas": Hyper((0.9, 0.99), **UNIT), "weight_decay": WEIGHT_DECAY},
 )
 def lion(p, g, s, h):
     return sign(lerp(s.m, g, 1 - h.beta1)), {"m": lerp(s.m, g, 1 - h.beta2)}
@@ -21,7 +21,7 @@ def lion(p, g, s, h):
     slots={"m": zeros.if_set("momentum")},
     scope=Scope.ELEMENT,
     paper="arXiv:1802.04434, algorithm 2 (momentum 0: algorithm 1, signSGD)",
-    hyper={"lr": Hyper(1e-4, low=0.0), "momentum": Hyper(0.9, **UNIT), "weight_decay": WEIGHT_DECAY},
+    hyper={"lr": rate(1e-4), "momentum": Hyper(0.9, **UNIT), "weight_decay": WEIGHT_DECAY},
 )
 def signum(p, g, s, h):
     if "m" not in s:

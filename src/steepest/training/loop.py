@@ -88,11 +88,13 @@ def train(
     *,
     steps: int,
     evals: int,
+    guess: float,
     curves: tuple[Curve, Curve],
     watch: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train for `steps` steps; `curves` (training, validation) fill as it goes and survive a `Diverged`.
 
+    guess: nats per token of a uniform guess; a run that ends above it, and above where it began, diverged.
     The clock counts training only: validation is outside it, and the first step, which allocates and
     warms caches, is counted as long as the second.
     """
@@ -136,8 +138,11 @@ def train(
             watch(Progress(step, steps, value, last, rate, tokens / seconds))
     if 2 * optimizer.skipped > steps:
         raise Diverged(f"{optimizer.skipped} of {steps} steps were skipped for gradients that are not finite")
-    if last > before:
-        raise Diverged(f"the final validation loss {last:.3f} is above the {before:.3f} before training")
+    if last > max(before, guess):
+        raise Diverged(
+            f"the final validation loss {last:.3f} is above both {before:.3f}, before training, and "
+            f"{guess:.3f}, a uniform guess"
+        )
     warm = slice(1, None) if steps > 1 else slice(None)
     return Trained(
         curve,

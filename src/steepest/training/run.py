@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -145,6 +146,7 @@ def run(
             Validation([b.to(config.device) for b in held_out], objective),
             steps=config.steps,
             evals=config.evals,
+            guess=math.log(out.text.tokenizer.vocab_size),
             curves=out.curves,
             watch=watch,
         )
