@@ -4,15 +4,17 @@ import pytest
 import torch
 
 import steepest
+from laws.cases import CASES
 from steepest import Optimizer
-from steepest.contract import Live, Scope, zeros
+from steepest.contract import Hyper, Live, Scope, zeros
 from steepest.engines import foreach, reference
 from steepest.engines.program import LISTS, Program
 from steepest.engines.trace import ELEMENTWISE, trace
 from steepest.ops import lerp, sqrt, where
 from steepest.rules import RULES
-from steepest.rules.declare import LR, WEIGHT_DECAY, rule
+from steepest.rules.declare import rule
 
+LR, WEIGHT_DECAY = Hyper(1e-3, low=0.0), Hyper(0.0, low=0.0)
 SHAPES = [(40, 7), (3,), (), (0,), (129,)]
 
 
@@ -28,7 +30,8 @@ def both(r, slots=("m",), *, h=None, steps=2, dtype=torch.float32):
     for run in (reference.run, foreach.run):
         generator = torch.Generator().manual_seed(0)
         p = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
-        s = {name: [torch.rand(shape, generator=generator) for shape in SHAPES] for name in slots}
+        own = torch.float64 if dtype == torch.float64 else torch.float32
+        s = {name: [torch.rand(shape, generator=generator, dtype=own) for shape in SHAPES] for name in slots}
         for _ in range(steps):
             g = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
             kept = [x.clone() for x in g]
@@ -68,6 +71,7 @@ FORMULAS = {
         lambda p, g, s, h: ((g > 0) * g + where((g > p) | (g <= 0.1), -g, abs(p)), {"m": s.m / 1}),
         ("m",),
     ),
+    "a mask as numbers": (lambda p, g, s, h: ((g > 0) * 0.1 + (p > 0) * h.lr + g, {}), ("m",)),
     "a branch on a tensor": (lambda p, g, s, h: (g if g.numel() > 2 else -g, {"m": g}), ("m",)),
     "an unknown operation": (
         lambda p, g, s, h: (torch.erf(g), {"m": torch.cumsum(g.view(-1), 0).view_as(g)}),
@@ -76,7 +80,7 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("piece", [16, 2**19])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_any_formula_equals_the_reference_bitwise(name, piece, dtype, monkeypatch):
@@ -164,3 +168,12 @@ def test_a_rule_that_cannot_be_traced_trains_like_any_other():
         opt.step()
         weights[engine] = p.detach()
     assert torch.equal(weights["reference"], weights["foreach"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_rule_of_the_library_falls_back(case):
+    slots = list(case.rule.slots_for(torch.Size([130, 129]), case.full))
+    for name in ("scale", "clip_value"):
+        h = case.live(t=2)
+        setattr(h, name, 0.5)
+        assert foreach.find_program(case.rule, h, slots) is not None

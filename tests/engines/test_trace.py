@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from steepest.contract import Live, Slot
+from steepest.contract import Hyper, Live, Slot
 from steepest.engines.trace import Kind, Untraceable, structure, trace
 from steepest.ops import lerp, mean_to, norm, sqrt, where
 from steepest.rules import RULES
-from steepest.rules.declare import FLAG, LR, rule
+from steepest.rules.declare import rule
+
+LR = Hyper(1e-3, low=0.0)
+FLAG = Hyper(False, live=False, choices=(False, True))
 
 
 def make(formula, **options):

@@ -93,10 +93,14 @@ class Program:
         self.scratch = _share(graph, tensors, last, homes) - len(self.columns)
         made = {n.value for n in tensors}
         self.host = [n for n in graph.nodes if graph.kinds[n.value] is Kind.HOST]
-        # torch makes a tensor of a number at every call, which takes longer than the call.
-        numbers = {i for n in tensors if n.op in ARITHMETIC for i in n.args if graph.kinds[i] is Kind.HOST}
+        # torch makes a tensor of a number at every call, which takes longer than the call. Beside a mask
+        # alone it must stay a number: that is how the result gets its type.
+        floating = [n for n in tensors if n.op in ARITHMETIC and graph.kinds[n.value] is not Kind.OTHER]
+        numbers = {i for n in floating for i in n.args if graph.kinds[i] is Kind.HOST}
         self.boxes = {i: len(graph.kinds) + k for k, i in enumerate(sorted(numbers))}
-        self.steps = [_step(n, i, made, homes, last, self.boxes) for i, n in enumerate(tensors)]
+        self.steps = [
+            _step(n, i, made, homes, last, self.boxes if n in floating else {}) for i, n in enumerate(tensors)
+        ]
         self.copies = [
             (self.columns.index(name), value)
             for name, value in graph.outputs.items()
@@ -242,7 +246,7 @@ def _step(
     boxes: Mapping[int, int],
 ) -> Step:
     home = homes.get(node.value)
-    args = [boxes.get(i, i) for i in node.args] if node.op in ARITHMETIC else node.args
+    args = [boxes.get(i, i) for i in node.args]
     return Step(
         node,
         node.op,
