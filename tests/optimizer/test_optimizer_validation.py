@@ -163,3 +163,27 @@ def test_a_value_set_from_outside_is_checked_at_the_step(key, value, says):
 def test_an_unknown_rule_is_offered_its_nearest_name():
     with pytest.raises(SteepestError, match="unknown optimizer 'adafctor'; did you mean 'adafactor'"):
         steepest.Optimizer(parameters(), rule="adafctor")
+
+
+def test_a_rule_that_lacks_what_its_decay_needs_is_refused_where_it_is_declared():
+    from steepest.contract import Hyper
+    from steepest.rules import rule
+
+    with pytest.raises(SteepestError, match="needs the hyperparameter 'weight_decay'"):
+        rule(paper="none", scope=steepest.Scope.ELEMENT, hyper={"lr": Hyper(0.1)})
+    with pytest.raises(SteepestError, match="needs the hyperparameter 'lr'"):
+        rule(paper="none", scope=steepest.Scope.ELEMENT, hyper={}, decay="inside")
+
+
+def test_a_rule_without_weight_decay_runs():
+    from steepest.contract import Hyper
+    from steepest.rules import rule
+
+    @rule(paper="none", scope=steepest.Scope.ELEMENT, hyper={"lr": Hyper(0.1, low=0.0)}, decay="inside")
+    def plain(p, g, s, h):
+        return g, {}
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    steepest.Optimizer([p], plain).step()
+    assert torch.allclose(p.detach(), torch.full((3,), 0.9))

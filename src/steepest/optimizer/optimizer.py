@@ -260,7 +260,7 @@ class Optimizer(torch.optim.Optimizer):
             scale = sign * (1.0 if verdict.scale is None else verdict.scale)
             h.scale = None if scale == 1.0 else scale
             h.clip_value = self.max_grad_value
-            h.l2 = h.weight_decay if h.weight_decay else None
+            h.l2 = getattr(h, "weight_decay", 0.0) or None
             yield rule, params, h
 
     # ------------------------------------------------------------------ saving and loading

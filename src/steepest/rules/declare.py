@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from steepest.contract import Decay, Hyper, Rule, RuleFn, Scope, Slot
+from steepest.contract import Decay, Hyper, Rule, RuleFn, Scope, Slot, SteepestError
 
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
 UNIT: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
@@ -36,6 +36,13 @@ def rule(
     """
     if dialects:
         hyper = {**hyper, "dialect": Hyper(next(iter(dialects)), live=False, choices=tuple(dialects))}
+
+    for needed in ("lr", *(() if decay == "inside" else ("weight_decay",))):
+        if needed not in hyper:
+            raise SteepestError(
+                f"a rule with {decay} decay needs the hyperparameter {needed!r}; declare it, or say "
+                "decay='inside' for a rule without weight decay."
+            )
 
     def declare(formula: RuleFn) -> Rule:
         return Rule(

@@ -185,16 +185,22 @@ def _who(summary: Summary) -> str:
 
 
 def _others(summary: Summary) -> str:
-    worse = [r for r in summary.results if r.verdict == "worse" and r.name not in summary.leaders]
-    failed = [r for r in summary.results if r.verdict == "failed"]
+    base = summary[summary.baseline].title
+    rest = [r for r in summary.results if r.name not in summary.leaders and r.difference]
     parts = []
-    gaps = [r.difference.mean for r in worse if r.difference]
-    if gaps and summary.winner != summary.baseline:
-        spread = f"{min(gaps):.3f}" if len(gaps) == 1 else f"{min(gaps):.3f} to {max(gaps):.3f}"
-        verb = "is" if len(gaps) == 1 else "are"
-        names = listing([r.title for r in worse])
-        parts.append(f"{names} {verb} worse than {summary[summary.baseline].title}, by {spread} nats")
-    parts += [f"{r.title} failed: it {r.reason}" for r in failed]
+    if summary.winner != summary.baseline:
+        for verdict in ("better", "tie", "worse"):
+            named = [r for r in rest if r.verdict == verdict]
+            if not named:
+                continue
+            names, one = listing([r.title for r in named]), len(named) == 1
+            gaps = [abs(r.difference.mean) for r in named if r.difference]
+            spread = f"{gaps[0]:.3f}" if one else f"{min(gaps):.3f} to {max(gaps):.3f}"
+            if verdict == "tie":
+                parts.append(f"{names} {'ties' if one else 'tie'} with {base}")
+            else:
+                parts.append(f"{names} {'is' if one else 'are'} {verdict} than {base}, by {spread} nats")
+    parts += [f"{r.title} failed: it {r.reason}" for r in summary.results if r.verdict == "failed"]
     return "; ".join(parts) + "." if parts and summary.leaders else ""
 
 
