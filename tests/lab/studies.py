@@ -66,6 +66,7 @@ def plan(optimizers: Iterable[str] = tuple(FIELD), **changes: Any) -> dict[str, 
     return {
         "format": 1,
         "config": config,
+        "model_digest": "77ae" * 16,
         "question": {"model": "tiny", "data": "stdlib", "budget": "3m"},
         "model": "tiny",
         "data": {
@@ -142,6 +143,7 @@ def trial(
         "config": {**study["config"], "optimizer": {"name": name, "lr": lr, **entry.hyper}, "seed": seed},
         "versions": study["versions"],
         "data": {"digest": study["data"]["digest"]},
+        "model_digest": study["model_digest"],
         "routing_digest": "ab12" * 16,
         "parameters": PARAMETERS,
         "state_bytes": int(entry.state_words * 4 * PARAMETERS),

@@ -158,6 +158,7 @@ def test_records_of_another_plan_are_left_out() -> None:
         trial(study, "lion", "tune", 5e-4, 999, loss=0.1),
         trial(plan(data={**study["data"], "digest": "other"}), "lion", "race", 5e-4, 101, loss=0.1),
         trial(plan(steps=400), "lion", "race", 5e-4, 101, loss=0.1),
+        trial(plan(model_digest="other"), "lion", "race", 5e-4, 101, loss=0.1),
     ]
     alone, mixed = analyse(study, finished(study)), analyse(study, [*finished(study), *strangers])
     assert mixed.foreign == len(strangers)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from steepest.contract import SteepestError
 from steepest.lab import Estimate, Question, Study, parse_budget
 from steepest.lab.analysis import analyse
 from steepest.lab.pool import Job
 from steepest.lab.records import Record, checksum, read_records, read_study, write_record
-from steepest.lab.trial import run_trial
+from steepest.lab.trial import model_digest, run_trial, trial_id
 from steepest.training import RunConfig, run
 
 NAMES = ("adamw", "lion", "sgd")
@@ -440,3 +441,21 @@ def test_the_plan_is_plain_json_with_the_command_that_asked(finished: Path) -> N
     assert plan["command"] == "steepest compare"
     assert plan["optimizers"] == list(NAMES) and plan["baseline"] == "adamw"
     assert plan["environment"]["threads_per_trial"] == 1
+
+
+def test_a_model_folder_with_other_weights_is_another_model(tmp_path: Path) -> None:
+    from steepest.models import build_model
+
+    folder = tmp_path / "model"
+    model = build_model("tiny", vocab_size=256, context=16, seed=1)
+    digests = []
+    for change in (0.0, 0.0, 1e-3):
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += change
+        model.save_pretrained(folder)
+        model_digest.cache_clear()
+        digests.append(model_digest(str(folder), 256, 16))
+    assert digests[0] == digests[1] != digests[2]
+    config = RunConfig(optimizer={"name": "adamw", "lr": 1e-3})
+    ids = {trial_id("tune", config, "data", digest) for digest in digests}
+    assert len(ids) == 2

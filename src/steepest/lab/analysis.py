@@ -177,12 +177,13 @@ def reached(x: Sequence[float], loss: Sequence[float], target: float) -> float |
 
 
 def _belongs(study: Mapping[str, Any], record: Record) -> bool:
-    """Whether a record is a trial of this plan: its optimizer, seed and data, and the config all share."""
+    """Whether a record is a trial of this plan: its optimizer, seed, data and model, and the config."""
     seeds = study["seeds"] if record["phase"] == "race" else [study["tuning_seed"]]
     return (
         record["optimizer"] in (study["baseline"], *study["optimizers"])
         and record["seed"] in seeds
         and record["data"].get("digest") == study["data"]["digest"]
+        and record["model_digest"] == study["model_digest"]
         and all(record["config"].get(key) == value for key, value in study["config"].items())
     )
 

@@ -60,6 +60,7 @@ class Record(TypedDict):
     config: dict[str, Any]
     versions: dict[str, Any]
     data: dict[str, Any]
+    model_digest: str
     routing_digest: str
     parameters: int
     state_bytes: int
@@ -80,7 +81,17 @@ class Problem:
 
 STUDY_KEYS = (
     *("format", "model", "data", "tokenizer", "parameters", "baseline", "optimizers", "steps", "batch"),
-    *("context", "tokens_per_trial", "clip", "schedule", "tuning_seed", "seeds", "grid_factor", "config"),
+    *(
+        "context",
+        "tokens_per_trial",
+        "clip",
+        "schedule",
+        "tuning_seed",
+        "seeds",
+        "grid_factor",
+        "config",
+        "model_digest",
+    ),
     *("versions", "environment", "command"),
 )
 

@@ -85,7 +85,7 @@ class Study:
         self._config = self._base(steps)
         self._ids.clear()
         self._prior = prior_lr(found["parameters"], tokens)
-        self._digest = found["data"]["digest"]
+        self._digests = found["data"]["digest"], found["model_digest"]
         self._plan = self._describe(found, steps, tokens)
         sound, problems = read_records(self.trials_folder)
         self.records = {record["id"]: record for record in sound}
@@ -147,6 +147,7 @@ class Study:
             "format": FORMAT,
             **self._answers(),
             "data": found["data"],
+            "model_digest": found["model_digest"],
             "parameters": found["parameters"],
             "steps": steps,
             "tokens_per_trial": tokens,
@@ -220,7 +221,7 @@ class Study:
     def _id(self, phase: Phase, name: str, lr: float, seed: int) -> str:
         key = (phase, name, lr, seed)
         if key not in self._ids:
-            self._ids[key] = trial_id(phase, self._config_of(name, lr, seed), self._digest)
+            self._ids[key] = trial_id(phase, self._config_of(name, lr, seed), *self._digests)
         return self._ids[key]
 
     def _missing(self, name: str) -> list[tuple[Phase, float, int]]:

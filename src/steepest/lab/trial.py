@@ -10,8 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from steepest.contract import SteepestError
 from steepest.lab.records import FORMAT
+from steepest.models import build_model
 from steepest.rules import find_card
 from steepest.training import RunConfig, prepare, run
 
@@ -27,10 +30,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def trial_id(phase: Phase, config: RunConfig, digest: str) -> str:
+@lru_cache(maxsize=2)
+def model_digest(model: str, vocabulary: int, context: int) -> str:
+    """A hash of the model as seed 0 builds it: a folder whose weights were changed, or a module whose code
+    was, is another model under the same name."""
+    built = build_model(model, vocab_size=vocabulary, context=context, seed=0)
+    whole = hashlib.sha256()
+    for name, value in built.state_dict().items():
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def trial_id(phase: Phase, config: RunConfig, data: str, model: str) -> str:
     """A name that is the same exactly when the trial is: phase, optimizer, rate, seed, and a hash of
-    everything else that its numbers depend on."""
-    whole = json.dumps([config.model_dump(mode="json"), digest, versions()], sort_keys=True)
+    everything else that its numbers depend on, the digests of data and model among it."""
+    whole = json.dumps([config.model_dump(mode="json"), data, model, versions()], sort_keys=True)
     short = hashlib.sha256(whole.encode()).hexdigest()[:10]
     return f"{phase}-{config.optimizer['name']}-lr{config.optimizer['lr']:g}-seed{config.seed}-{short}"
 
@@ -42,9 +57,11 @@ def run_trial(*, phase: Phase, config: dict[str, Any], cache: str) -> dict[str, 
     card = find_card(parsed.optimizer["name"])
     loss, trained = done.final_loss, done.trained
     curve, validation = map(asdict, done.curves)
+    corpus = done.text.corpus
+    weights = model_digest(parsed.model, done.text.tokenizer.vocab_size, parsed.context)
     return {
         "format": FORMAT,
-        "id": trial_id(phase, parsed, done.text.corpus.digest),
+        "id": trial_id(phase, parsed, corpus.digest, weights),
         "phase": phase,
         "optimizer": card.name,
         "title": card.title,
@@ -54,7 +71,8 @@ def run_trial(*, phase: Phase, config: dict[str, Any], cache: str) -> dict[str, 
         "reason": done.reason,
         "config": parsed.model_dump(mode="json"),
         "versions": versions(),
-        "data": {"name": done.text.corpus.name, "digest": done.text.corpus.digest},
+        "data": {"name": corpus.name, "digest": corpus.digest},
+        "model_digest": weights,
         "routing_digest": done.optimizer.routing_digest(),
         "parameters": sum(p.numel() for p in done.model.parameters()),
         "state_bytes": done.optimizer.state_bytes(),
@@ -89,7 +107,7 @@ def probe(*, config: dict[str, Any], cache: str) -> dict[str, Any]:
             "train_tokens": len(built.text.train),
         },
         "parameters": sum(p.numel() for p in built.model.parameters()),
-        "vocabulary": built.text.tokenizer.vocab_size,
+        "model_digest": model_digest(parsed.model, built.text.tokenizer.vocab_size, parsed.context),
         "seconds_per_step": short.trained.step_ms / 1e3,
     }
 
