@@ -113,3 +113,8 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\x00\xfe")
     with pytest.raises(SteepestError, match=r"binary\.yaml"):
         load_config(tmp_path / "binary.yaml")
+
+
+def test_a_misspelt_required_key_is_named_before_the_one_it_leaves_missing() -> None:
+    with pytest.raises(SteepestError, match="unknown key in here 'optimiser'; did you mean 'optimizer'"):
+        parse_config({"optimiser": {"name": "adamw", "lr": 1e-3}}, "here")

@@ -94,7 +94,8 @@ def parse_config(given: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key leaves another one missing; the misspelling is what helps.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown(f"key in {where}", key, RunConfig.model_fields) from None
