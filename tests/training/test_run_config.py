@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from steepest.contract import SteepestError
-from steepest.training import RunConfig, load_config, prepare
+from steepest.training import RunConfig, load_config, parse_config, prepare
 
 GOOD = {"optimizer": {"name": "adamw", "lr": 3e-4}}
 
