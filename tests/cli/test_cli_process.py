@@ -38,6 +38,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            # A test run started in the background of a shell ignores SIGINT, and its children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
         return process

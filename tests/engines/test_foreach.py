@@ -43,7 +43,7 @@ def both(r, slots=("m",), *, h=None, steps=2, dtype=torch.float32):
 
 def make(formula, slots=("m",), scope=Scope.ELEMENT):
     return rule(
-        paper="none", scope=scope, slots=dict.fromkeys(slots, zeros), hyper={"lr": LR}, apply="descend"
+        paper="none", scope=scope, slots=dict.fromkeys(slots, zeros), hyper={"lr": LR}, decay="inside"
     )(formula)
 
 

@@ -14,7 +14,7 @@ FLAG = Hyper(False, live=False, choices=(False, True))
 
 
 def make(formula, **options):
-    return rule(paper="none", scope=0, slots={"m": Slot()}, hyper={"lr": LR}, apply="descend", **options)(
+    return rule(paper="none", scope=0, slots={"m": Slot()}, hyper={"lr": LR}, decay="inside", **options)(
         formula
     )
 
@@ -44,9 +44,13 @@ def test_numbers_are_hoisted_and_kinds_are_known():
         factor = sqrt(1 - 0.9**h.t) / where(h.t > 1, h.lr, 1.0)
         return g * factor * norm(p) + mean_to(g, s.r), {"r": s.r * 2.0}
 
-    r = rule(paper="none", scope=1, slots={"r": Slot(shape=lambda full, h: full[:1])}, hyper={"lr": LR})(
-        formula
-    )
+    r = rule(
+        paper="none",
+        scope=1,
+        slots={"r": Slot(shape=lambda full, h: full[:1])},
+        hyper={"lr": LR},
+        decay="inside",
+    )(formula)
     graph = trace(r, live(weight_decay=0.0), ["r"])
     kinds = {n: graph.kinds[node.value] for n, node in zip(ops(graph), graph.nodes, strict=True)}
     assert {kinds[n] for n in ("pow", "sqrt", "truediv", "choose", "sub")} == {Kind.HOST}
@@ -94,5 +98,5 @@ def test_a_flag_is_fixed_and_shapes_the_graph():
     def formula(p, g, s, h):
         return (g * g if h.square else g), {}
 
-    r = rule(paper="none", scope=0, hyper={"lr": LR, "square": FLAG}, apply="descend")(formula)
+    r = rule(paper="none", scope=0, hyper={"lr": LR, "square": FLAG}, decay="inside")(formula)
     assert len(trace(r, live(square=True), []).nodes) == len(trace(r, live(square=False), []).nodes) + 1

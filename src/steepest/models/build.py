@@ -73,7 +73,7 @@ def _make(spec: str, vocab_size: int | None, context: int) -> nn.Module:
 
 
 def _from_preset(preset: Preset, vocab_size: int | None) -> nn.Module:
-    with _quiet():
+    with quiet():
         module = importlib.import_module(preset.family.module)
         config = getattr(module, preset.family.config)(**preset.arguments(vocab_size))
         model: nn.Module = getattr(module, preset.family.model)(config)
@@ -85,7 +85,7 @@ def _from_folder(folder: Path) -> nn.Module:
         raise SteepestError(f"folder '{folder}' holds no model: it has no config.json; give one that does.")
     auto: Any = importlib.import_module("transformers").AutoModelForCausalLM
     try:
-        with _quiet():
+        with quiet():
             model, loading = auto.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -141,7 +141,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' log and progress bars, and leave its settings as they were."""
     log: Any = importlib.import_module("transformers.utils.logging")
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

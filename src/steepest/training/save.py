@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from steepest.contract import SteepestError
+from steepest.models import quiet
 from steepest.training.files import write_atomic
 from steepest.training.run import Run
 
@@ -26,7 +27,8 @@ def save_run(run: Run, folder: Path) -> None:
         beside.mkdir(parents=True)
         save_pretrained = getattr(run.model, "save_pretrained", None)
         if callable(save_pretrained):
-            save_pretrained(beside)
+            with quiet():
+                save_pretrained(beside)
         else:
             from safetensors.torch import save_model
 
