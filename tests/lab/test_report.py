@@ -467,3 +467,11 @@ def test_hostile_names_do_nothing_in_a_browser(browser: Any, tmp_path: Path) -> 
     assert tab.locator("img").count() == 0
     assert (complaints, requests) == ([], [])
     tab.close()
+
+
+def test_a_known_floor_is_part_of_the_scope() -> None:
+    study = plan(["adamw", "lion"])
+    assert "No model can end below" not in verdict(summary_of(study, finished(study)), study)[-1]
+    study["data"]["facts"] = {"floor_bits_per_byte": 1.4312}
+    last = verdict(summary_of(study, finished(study)), study)[-1]
+    assert last.endswith("No model can end below 1.431 bits per byte on this data.")

@@ -129,11 +129,13 @@ def verdict(summary: Summary, study: Mapping[str, Any]) -> list[str]:
 
 
 def scope(study: Mapping[str, Any]) -> str:
-    """Where the verdict holds, and that it is not claimed elsewhere."""
+    """Where the verdict holds, and that it is not claimed elsewhere; the data's floor if it has one."""
+    floor = study["data"].get("facts", {}).get("floor_bits_per_byte")
+    end = "" if floor is None else f" No model can end below {floor:.3f} bits per byte on this data."
     return (
         f"This holds for this model ({study['model']}, {study['parameters']:,} parameters), this data "
         f"({study['data']['name']}) and runs of {count(study['tokens_per_trial'])} tokens in batches of "
-        f"{study['batch']} × {study['context']}; the ranking can change with any of them."
+        f"{study['batch']} × {study['context']}; the ranking can change with any of them.{end}"
     )
 
 
