@@ -1,10 +1,12 @@
 """Does the lab find what is known? Learning-rate sweeps on the embedded text, long enough to tell.
 
-    python bench/known_facts.py --out bench/results/known_facts.json
+    python bench/known_facts.py --seeds 2 --out bench/results/known_facts.json
+    python bench/known_facts.py --study long --seeds 1 --out bench/results/known_facts_long.json
 
 Published: Lion's best learning rate is about 1/4 to 1/8 of AdamW's (arXiv:2302.06675; Marin's sweeps), sign
 descent's lies as low; SGD trails AdamW on a language model; AdamW's loss over log learning rate is a basin
-with a wall. Each optimizer is swept on a factor-2 grid, three paired seeds a point.
+with a wall. Each optimizer is swept on a factor-2 grid with paired seeds. "wide" covers both sides of every
+basin; "long" looks at three rules after seven times the tokens, for the ratio of the rates moves with them.
 """
 
 from __future__ import annotations
@@ -25,34 +27,43 @@ from steepest.lab.trial import answer, versions
 from steepest.rules import find_card
 from steepest.training import RunConfig
 
-# Powers of two times 1e-3: wide enough for both sides of every basin.
-GRIDS = {
-    "adamw": range(-2, 7),
-    "lion": range(-5, 3),
-    "signum": range(-5, 3),
-    "momentum": range(1, 10),
-    "sgd": range(5, 13),
+# Rates are powers of two times 1e-3.
+STUDIES: dict[str, dict[str, Any]] = {
+    "wide": {
+        "steps": 600,
+        "batch": 16,
+        "grids": {
+            "adamw": range(-2, 7),
+            "lion": range(-5, 3),
+            "signum": range(-5, 3),
+            "momentum": range(1, 10),
+            "sgd": range(5, 13),
+        },
+    },
+    "long": {
+        "steps": 2000,
+        "batch": 32,
+        "grids": {"adamw": range(0, 4), "lion": range(-3, 2), "signum": range(-3, 1)},
+    },
 }
 SEEDS = (1, 2, 3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--optimizers", default=",".join(GRIDS))
+    parser.add_argument("--study", choices=list(STUDIES), default="wide")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    names = arguments.optimizers.split(",")
+    study = STUDIES[arguments.study]
     jobs = []
-    for name in names:
+    for name, grid in study["grids"].items():
         card = find_card(name)
-        for k in GRIDS[name]:
+        for k in grid:
             for seed in SEEDS[: arguments.seeds]:
                 optimizer = {"name": name, "lr": 1e-3 * 2.0**k, **card.settings, **card.lab}
                 config = RunConfig(
-                    optimizer=optimizer, steps=arguments.steps, batch=arguments.batch, seed=seed, threads=1
+                    optimizer=optimizer, steps=study["steps"], batch=study["batch"], seed=seed, threads=1
                 )
                 jobs.append((f"{name} {k} {seed}", config.model_dump(mode="json")))
     workers, start = len(os.sched_getaffinity(0)), time.perf_counter()
@@ -64,14 +75,17 @@ def main() -> None:
             spent = time.perf_counter() - start
             left = spent / len(losses) * (len(jobs) - len(losses))
             print(f"{key}: {losses[key]}  ({len(losses)} of {len(jobs)}, {left:.0f} s left)", flush=True)
-    found = {name: summary(name, losses, SEEDS[: arguments.seeds]) for name in names}
+    found = {
+        name: summary(name, grid, losses, SEEDS[: arguments.seeds]) for name, grid in study["grids"].items()
+    }
     record = {
-        "command": f"python bench/known_facts.py --steps {arguments.steps} --batch {arguments.batch} "
-        f"--seeds {arguments.seeds}",
+        "command": f"python bench/known_facts.py --study {arguments.study} --seeds {arguments.seeds}",
         "versions": versions(),
         "model": "tiny",
         "data": "stdlib",
-        "tokens_per_trial": arguments.steps * arguments.batch * 64,
+        "steps": study["steps"],
+        "batch": study["batch"],
+        "tokens_per_trial": study["steps"] * study["batch"] * 64,
         "sweeps": found,
         "facts": facts(found),
     }
@@ -80,10 +94,12 @@ def main() -> None:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def summary(name: str, losses: dict[str, float | None], seeds: tuple[int, ...]) -> dict[str, Any]:
+def summary(
+    name: str, grid: range, losses: dict[str, float | None], seeds: tuple[int, ...]
+) -> dict[str, Any]:
     """A sweep: mean loss at each rate (None where a seed diverged), its best, its basin, its vertex."""
     points: dict[float, float | None] = {}
-    for k in GRIDS[name]:
+    for k in grid:
         values = [losses[f"{name} {k} {seed}"] for seed in seeds]
         whole = [v for v in values if v is not None]
         points[1e-3 * 2.0**k] = mean(whole) if len(whole) == len(values) else None
