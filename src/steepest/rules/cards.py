@@ -53,7 +53,7 @@ CARDS: Mapping[str, Card] = {
             "Moves straight down the gradient.",
             "Baselines, convex problems, RL with verifiable rewards; trails on language models.",
             200.0,
-            "measured here: bench/results/known_facts.json",
+            "measured: bench/results/known_facts.json",
             "torch.optim.SGD",
         ),
         Card(
@@ -63,8 +63,8 @@ CARDS: Mapping[str, Card] = {
             "SGD",
             "Gradient descent with a running sum of past gradients.",
             "Vision models; half of Adam's state. Needs a well-scaled problem.",
-            16.0,
-            "measured here: bench/results/known_facts.json",
+            32.0,
+            "measured: 16 in bench/results/compare.json, 64 in known_facts.json",
             "torch.optim.SGD; 0.9 from Sutskever et al. 2013",
             settings={"momentum": 0.9},
         ),
@@ -76,7 +76,7 @@ CARDS: Mapping[str, Card] = {
             "Divides the gradient by its running root mean square.",
             "Reinforcement learning and recurrent nets; Adam without the first moment.",
             0.5,
-            "measured here: bench/results/known_facts.json",
+            "measured: bench/results/compare.json",
             "torch.optim.RMSprop",
         ),
         Card(
@@ -87,7 +87,7 @@ CARDS: Mapping[str, Card] = {
             "Divides by the root of the sum of all squared gradients, so its rate only falls.",
             "Sparse features, embeddings, short runs.",
             8.0,
-            "measured here: bench/results/known_facts.json",
+            "measured: bench/results/compare.json",
             "torch.optim.Adagrad",
         ),
         Card(
