@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -149,3 +150,11 @@ def test_the_grid_doubles_and_passes_near_the_prior(prior: float, k: int) -> Non
     assert grid_rate(prior, k + 1) == pytest.approx(2 * grid_rate(prior, k), rel=0.01)
     assert 2**-0.51 < grid_rate(prior, 0) / prior < 2**0.51
     assert grid_rate(1e-3, 0) == 1e-3
+
+
+def test_a_folder_with_a_tokenizer_is_asked_in_its_own_tokens(tmp_path: Path) -> None:
+    assert Question().tokenizer == "bytes"
+    assert Question(model=str(tmp_path)).tokenizer == "bytes"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert Question(model=str(tmp_path)).tokenizer == "model"
+    assert Question(model=str(tmp_path), tokenizer="bytes").tokenizer == "bytes"

@@ -58,8 +58,12 @@ def compare(
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     context: Annotated[int, typer.Option(help="Tokens a sequence.")] = 64,
     tokenizer: Annotated[
-        str, typer.Option(help="bytes, bpe:4096 (trained here on the data), or model (the folder's own).")
-    ] = "bytes",
+        str | None,
+        typer.Option(
+            help="bytes, bpe:4096 (trained here on the data), or model (the folder's own). Default: the "
+            "folder's own if MODEL is a folder that has one, else bytes."
+        ),
+    ] = None,
     text_key: Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")] = "text",
     clip: Annotated[float, typer.Option(help="Clip gradients to this global norm; 0 for no clipping.")] = 1.0,
     schedule: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from steepest.contract import SteepestError
@@ -20,6 +21,10 @@ LARGEST_GRID = 9
 HIGHEST_PRIOR = 4e-3
 """No AdamW sweep of the sources has its best rate above 8e-3 (Marin's 130M model, at batches a thousand
 times larger than a comparison's, which want a higher rate)."""
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""What a model folder holds if it has a tokenizer of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ def parse_budget(text: str) -> Budget:
 class Question:
     """A comparison before it is planned. Every field is what the command line says.
 
+    tokenizer: None for the model folder's own where there is one, else bytes.
     seeds: how many paired evaluation seeds; the learning rates are tuned on another one.
     workers: trials at once, None for one a core (one in all on an accelerator).
     """
@@ -68,7 +74,7 @@ class Question:
     model: str = "tiny"
     data: str = "stdlib"
     text_key: str = "text"
-    tokenizer: str = "bytes"
+    tokenizer: str | None = None
     optimizers: tuple[str, ...] = ()
     budget: Budget = field(default_factory=lambda: Budget(160, "steps"))
     seeds: int = 5
@@ -87,6 +93,9 @@ class Question:
         base = find_card(self.baseline).name
         object.__setattr__(self, "optimizers", tuple(dict.fromkeys([base, *names])))
         object.__setattr__(self, "baseline", base)
+        if self.tokenizer is None:
+            own = any((Path(self.model) / name).exists() for name in TOKENIZER_FILES)
+            object.__setattr__(self, "tokenizer", "model" if own else "bytes")
         if self.seeds < 1:
             raise SteepestError(f"--seeds {self.seeds} leaves nothing to compare; give at least 2.")
         if self.workers is not None and self.workers < 1:
