@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_a_saved_model_loads_with_equal_logits(trained: Run, tmp_path: Path) -> 
     assert record["config"] == trained.config.model_dump(mode="json")
     assert record["curve"]["loss"] == trained.curves[0].loss
     assert losses(run(RunConfig(**record["config"]))) == losses(trained)
+
+
+def test_a_model_trained_in_its_own_tokens_keeps_its_tokenizer(trained: Run, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "merges.txt", "model.safetensors"):
+        (source / name).write_text(name)
+    own = trained.config.model_copy(update={"model": str(source), "tokenizer": "model"})
+    save_run(replace(trained, config=own), tmp_path / "out")
+    kept = {p.name for p in (tmp_path / "out" / "model").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "merges.txt", "config.json"} <= kept
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() != b"model.safetensors"
 
 
 def test_any_module_is_saved_as_safetensors(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from steepest.models import quiet
 from steepest.training.files import write_atomic
 from steepest.training.run import Run
 
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+"""What makes a folder's tokenizer; it goes along with the model that was trained in its tokens."""
+
 
 def save_run(run: Run, folder: Path) -> None:
     """Write `model/` (a Hugging Face folder where the model is one, else safetensors) and `run.json`.
@@ -29,6 +32,10 @@ def save_run(run: Run, folder: Path) -> None:
         if callable(save_pretrained):
             with quiet():
                 save_pretrained(beside)
+            if run.config.tokenizer == "model":
+                for pattern in TOKENIZER_FILES:
+                    for file in Path(run.config.model).glob(pattern):
+                        shutil.copy2(file, beside)
         else:
             from safetensors.torch import save_model
 
