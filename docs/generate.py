@@ -1,11 +1,13 @@
 """Writes what can be known from the code into the pages: `python docs/generate.py`.
 
-The table of `optimizers/index.md`, the facts at the head of every optimizer's page and the options in
-`cli.md` stand between two marks and are replaced; everything else is written by hand and left alone.
+The table of `optimizers/index.md`, the facts at the head of every optimizer's page, the options in `cli.md`
+and the figures of `bench/results` in `performance.md` and `compare.md` stand between two marks and are
+replaced; everything else is written by hand and left alone.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from steepest.contract import Scope
 from steepest.rules import CARDS, Card
 
 PAGES = Path(__file__).parent / "optimizers"
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 MARKED = re.compile(r"(<!-- facts: docs/generate\.py -->\n).*?(<!-- end of facts -->)", re.DOTALL)
 
 # GPT-2 of 124M: embeddings, then twelve blocks of (norm, attention, norm, feed-forward), then a norm.
@@ -108,11 +111,40 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def lab_speed() -> str:
+    """Trials a minute, from `bench/results/trials.json`."""
+    found = json.loads((RESULTS / "trials.json").read_text(encoding="utf-8"))
+    lab = sorted(r["lab_seconds"] for r in found["rounds"])[len(found["rounds"]) // 2]
+    trainer = sorted(r["trainer_seconds"] for r in found["rounds"])[len(found["rounds"]) // 2]
+    rows = (("the lab's workers", lab), ("transformers' Trainer, one after another", trainer))
+    what = f"{found['trials']} trials of {found['steps']} steps, {found['cores']} cores"
+    head = f"| {what} | s | trials a minute |"
+    return f"{head}\n|---|---:|---:|\n" + "".join(
+        f"| {name} | {seconds:.1f} | {60 * found['trials'] / seconds:.0f} |\n" for name, seconds in rows
+    )
+
+
+def known_rates() -> str:
+    """Best learning rates and losses, from `bench/results/known_facts.json`."""
+    found = json.loads((RESULTS / "known_facts.json").read_text(encoding="utf-8"))
+    sweeps = found["sweeps"]
+    base = sweeps["adamw"]
+    rows = [
+        f"| {CARDS[name].title} | {sweep['best_lr']:.3g} | {sweep['best_lr'] / base['best_lr']:.3g} "
+        f"| {sweep['vertex_lr'] / base['vertex_lr']:.3g} | {sweep['best_loss']:.3f} |"
+        for name, sweep in sweeps.items()
+    ]
+    head = "| | best lr on the grid | by AdamW's | by AdamW's, vertices | loss there |"
+    return "\n".join([head, "|---|---:|---:|---:|---:|", *rows, ""])
+
+
 def fresh() -> dict[Path, str]:
     """Every page as it should be."""
     generated = {
         PAGES / "index.md": table(),
         PAGES.parent / "cli.md": commands(),
+        PAGES.parent / "performance.md": lab_speed(),
+        PAGES.parent / "compare.md": known_rates(),
         **{PAGES / f"{name}.md": facts(card) for name, card in CARDS.items()},
     }
     return {

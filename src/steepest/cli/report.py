@@ -19,7 +19,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a finished or half-finished study again, from its records alone."""
-    from steepest.lab.report import write_report
+    console = Console(highlight=False)
+    with console.status("reading the records"):
+        from steepest.lab.report import write_report
 
-    page = write_report(study, out)
-    Console(highlight=False).print(f"report  {escape(str(page))}", soft_wrap=True)
+        page = write_report(study, out)
+    console.print(f"report  {escape(str(page))}", soft_wrap=True)
