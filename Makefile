@@ -20,8 +20,10 @@ test: $(VENV)/.ready-dev ## Run every test
 check: $(VENV)/.ready-dev ## Lint, format, types, import floors and the fast laws, in under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow and not browser" tests/rooms tests/laws tests/schedules
+	@# Types beside the tests: reading torch for the first time takes mypy half a minute.
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow and not browser" tests/rooms tests/laws tests/schedules; \
+	tests=$$?; wait $$types && exit $$tests
 
 format: $(VENV)/.ready-dev ## Format the code
 	$(BIN)/ruff check --fix .
