@@ -211,11 +211,9 @@ def expand(hyper: Mapping[str, Any], t: int) -> Live:
     """A group's hyperparameters, torch's names, as the rule reads them: pairs split, tensors read."""
     out: dict[str, Any] = {"t": t}
     for name, value in hyper.items():
-        if isinstance(value, (tuple, list)) and len(value) == 2:
-            out.update(zip(names_of_pair(name), value, strict=True))
-        else:
-            out[name] = float(value) if isinstance(value, torch.Tensor) else value
-    return Live(**out)
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        out |= zip(names_of_pair(name), value, strict=True) if pair else {name: value}
+    return Live(**{name: float(x) if isinstance(x, torch.Tensor) else x for name, x in out.items()})
 
 
 def compute_dtype(p: torch.Tensor) -> torch.dtype:

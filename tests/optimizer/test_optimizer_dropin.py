@@ -310,3 +310,19 @@ def test_named_groups_keep_their_names():
         ["p2", [2, 2, 2], "adamw", 0.01],
     ]
     assert [group["lr"] for group in opt.param_groups] == [0.1, 0.2]
+
+
+def test_tensor_betas_are_live_numbers_and_cause_no_second_trace():
+    from steepest.engines import foreach
+    from steepest.rules import adamw
+
+    p = torch.ones(4, requires_grad=True)
+    beta = torch.tensor(0.8)
+    opt = steepest.AdamW([p], betas=(beta, torch.tensor(0.95)), foreach=True)
+    known = []
+    for value in (0.8, 0.7, 0.6):
+        beta.fill_(value)
+        p.grad = torch.ones_like(p)
+        opt.step()
+        known.append(len(foreach._PROGRAMS[adamw.formula]))
+    assert known[0] == known[1] == known[2]

@@ -42,13 +42,12 @@ def examine(
     found_inf: bool = False,
     max_norm: float | None = None,
     clip_eps: float = CLIP_EPS,
-    sign: float = 1.0,
 ) -> Verdict:
     """Decide about a step from its gradients; they are read once and left as they are."""
     norm = global_norm(grads) / loss_scale
     if found_inf or not math.isfinite(norm):
         return Verdict(False, norm, culprits=_culprits(names, grads))
-    scale = sign / loss_scale
+    scale = 1.0 / loss_scale
     if max_norm is not None:
         scale *= min(1.0, max_norm / (norm + clip_eps)) if norm + clip_eps > 0 else 1.0
     return Verdict(True, norm, None if scale == 1.0 else scale)
