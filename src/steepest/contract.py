@@ -121,11 +121,18 @@ class Slot:
     when:  whether this parameter has the slot at all, from its shape and the hyperparameters at
            construction (`None`: always). A rule asks `"m" in s`, which is fixed for a parameter.
     shape: the slot's shape from the parameter's shape and the hyperparameters (`None`: the same).
+    nonnegative: it never holds a value below zero.
+    average: the hyperparameter, as `h` has it, that is this moving average's decay; `None` for a sum, or
+           an average whose decay tends to one.
+    exact: it has to be stored without loss (a maximum, which rounding would ratchet up).
     """
 
     init: float | str = 0.0
     when: Callable[[torch.Size, Mapping[str, Any]], bool] | None = None
     shape: Callable[[torch.Size, Mapping[str, Any]], torch.Size] | None = None
+    nonnegative: bool = False
+    average: str | None = None
+    exact: bool = False
 
     def if_set(self, name: str) -> Slot:
         """The same slot, present only where hyperparameter `name` is set (not zero, None or False)."""
@@ -134,6 +141,36 @@ class Slot:
 
 zeros = Slot()
 """The usual slot: the parameter's shape, starting from zero."""
+
+Per = Literal["element", "pair", "block", "row", "column"]
+"""What one stored number stands for: an element, two elements of a row (in four bits each), a block of the
+grid, a row or a column of a matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a stored slot or parameter."""
+
+    dtype: torch.dtype
+    per: Per = "element"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a slot or a parameter is stored: a pair of pure functions (see `codecs.formats`), and its tensors.
+
+    parts: the tensors; "" has the name of the slot or is the parameter itself, "scale" of `m` is "m.scale".
+    step:  the largest relative change of a value that rounding to nearest can lose, 0 for none.
+    lossy: whether decoding gives another value than was encoded.
+    """
+
+    name: str
+    parts: Mapping[str, Part]
+    encode: Callable[[Any, Any], Mapping[str, Any]]
+    decode: Callable[[Any], Any]
+    step: float = 0.0
+    lossy: bool = True
+
 
 Decay = Literal["decoupled", "l2", "inside"]
 """Where weight decay enters: at the parameter (decoupled), added to the gradient before the rule

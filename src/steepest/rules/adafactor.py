@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steepest.contract import Hyper, Scope, Slot, zeros
+from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, atmost, lerp, mean_to, rms, sqrt
 from steepest.rules.declare import FLAG, UNIT, WEIGHT_DECAY, rate, rule
 
@@ -62,7 +62,7 @@ def _means(which: int) -> Slot:
         dims = factored_dims(full, h)
         return torch.Size(1 if dims and i == dims[which] else n for i, n in enumerate(full))
 
-    return Slot(shape=shape, when=lambda full, h: factored_dims(full, h) is not None)
+    return Slot(shape=shape, nonnegative=True, when=lambda full, h: factored_dims(full, h) is not None)
 
 
 def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
@@ -79,8 +79,8 @@ def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, d
     slots={
         "r": _means(0),
         "c": _means(1),
-        "v": Slot(when=lambda shape, h: factored_dims(shape, h) is None),
-        "m": zeros.if_set("beta1"),
+        "v": Slot(when=lambda shape, h: factored_dims(shape, h) is None, nonnegative=True),
+        "m": Slot(average="beta1").if_set("beta1"),
     },
     scope=Scope.TENSOR,
     decay="inside",

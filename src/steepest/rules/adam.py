@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from steepest.contract import Hyper, Scope, zeros
+from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, atmost, lerp, norm, ratio, sqrt, unbias, where
 from steepest.rules.declare import EPS, FLAG, UNIT, rate, rule, variant
 
 BETAS = Hyper((0.9, 0.999), **UNIT)
+M, V = Slot(average="beta1"), Slot(average="beta2", nonnegative=True)
 
 
 @rule(
-    slots={"m": zeros, "v": zeros, "x": zeros.if_set("amsgrad")},
+    slots={"m": M, "v": V, "x": Slot(nonnegative=True, exact=True).if_set("amsgrad")},
     scope=Scope.ELEMENT,
     paper="arXiv:1711.05101; amsgrad openreview ryQu7f-RZ; reference torch/optim/adam.py",
     hyper={
@@ -39,7 +40,7 @@ adam = variant(
 
 
 @rule(
-    slots={"m": zeros, "v": zeros},
+    slots={"m": M, "v": V},
     scope=Scope.TENSOR,
     decay="inside",
     paper="arXiv:1904.00962",

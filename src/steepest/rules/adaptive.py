@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from steepest.contract import Hyper, Scope, Slot, zeros
+from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, lerp, sqrt
-from steepest.rules.declare import EPS, FLAG, UNIT, WEIGHT_DECAY, rate, rule
+from steepest.rules.declare import EPS, FLAG, MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
 
 
 @rule(
-    slots={"v": Slot(init="initial_accumulator_value")},
+    slots={"v": Slot(init="initial_accumulator_value", nonnegative=True)},
     scope=Scope.ELEMENT,
     decay="l2",
     paper="Duchi et al., JMLR 12, 2011; reference torch/optim/adagrad.py",
@@ -26,7 +26,11 @@ def adagrad(p, g, s, h):
 
 
 @rule(
-    slots={"v": zeros, "a": zeros.if_set("centered"), "m": zeros.if_set("momentum")},
+    slots={
+        "v": Slot(average="alpha", nonnegative=True),
+        "a": Slot(average="alpha").if_set("centered"),
+        "m": MOMENTUM.if_set("momentum"),
+    },
     scope=Scope.ELEMENT,
     decay="l2",
     paper="Tieleman and Hinton, Coursera lecture 6.5, 2012; centered arXiv:1308.0850; torch/optim/rmsprop.py",

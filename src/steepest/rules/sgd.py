@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from steepest.contract import Hyper, Scope, zeros
+from steepest.contract import Hyper, Scope
 from steepest.ops import add_scaled, norm, where
-from steepest.rules.declare import FLAG, UNIT, WEIGHT_DECAY, rate, rule
+from steepest.rules.declare import FLAG, MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
 
-MOMENTUM = {
+OPTIONS = {
     "lr": rate(1e-3),
     "momentum": Hyper(0.0, **UNIT),
     "dampening": Hyper(0.0, low=0.0, high=1.0),
@@ -16,11 +16,11 @@ MOMENTUM = {
 
 
 @rule(
-    slots={"m": zeros.if_set("momentum")},
+    slots={"m": MOMENTUM.if_set("momentum")},
     scope=Scope.ELEMENT,
     decay="l2",
     paper="Polyak 1964; Nesterov as in Sutskever et al. 2013; reference torch/optim/sgd.py",
-    hyper=MOMENTUM,
+    hyper=OPTIONS,
 )
 def sgd(p, g, s, h):
     if "m" not in s:
@@ -30,12 +30,12 @@ def sgd(p, g, s, h):
 
 
 @rule(
-    slots={"m": zeros.if_set("momentum")},
+    slots={"m": MOMENTUM.if_set("momentum")},
     scope=Scope.TENSOR,
     decay="inside",
     paper="arXiv:1708.03888; reference timm/optim/lars.py",
     hyper={
-        **MOMENTUM,
+        **OPTIONS,
         "lr": rate(1.0),
         "momentum": Hyper(0.9, **UNIT),
         "trust_coefficient": Hyper(1e-3, low=0.0),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from steepest.contract import Hyper, Scope, zeros
+from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import lerp, sign
-from steepest.rules.declare import UNIT, WEIGHT_DECAY, rate, rule
+from steepest.rules.declare import MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
 
 
 @rule(
-    slots={"m": zeros},
+    slots={"m": Slot(average="beta2")},
     scope=Scope.ELEMENT,
     paper="arXiv:2302.06675; reference google/automl lion/lion_pytorch.py",
     hyper={"lr": rate(1e-4), "betas": Hyper((0.9, 0.99), **UNIT), "weight_decay": WEIGHT_DECAY},
@@ -18,7 +18,7 @@ def lion(p, g, s, h):
 
 
 @rule(
-    slots={"m": zeros.if_set("momentum")},
+    slots={"m": MOMENTUM.if_set("momentum")},
     scope=Scope.ELEMENT,
     paper="arXiv:1802.04434, algorithm 2 (momentum 0: algorithm 1, signSGD)",
     hyper={"lr": rate(1e-4), "momentum": Hyper(0.9, **UNIT), "weight_decay": WEIGHT_DECAY},

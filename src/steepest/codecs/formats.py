@@ -1,0 +1,183 @@
+"""The formats: each a pair of pure functions between a float32 value and the numbers that are stored.
+
+    encode(x, noise) -> {part: value}        decode(parts) -> x
+
+Values are seen one element at a time. A part of a floating type is rounded to nearest when it is stored;
+where rounding is stochastic the value arrives exactly representable. Formats with a block scale store a
+value between -1 and 1, relative to the largest of its block, and the scale in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from steepest.codecs.verbs import (
+    SIGN,
+    Noise,
+    bits,
+    block_max,
+    column_mean,
+    from_bits,
+    row_mean,
+    to_float,
+    to_int,
+)
+from steepest.contract import Slots
+from steepest.ops import atleast, atmost, sqrt, where
+
+Encode = Callable[[Any, Noise], Mapping[str, Any]]
+Decode = Callable[[Slots], Any]
+Format = tuple[Encode, Decode]
+
+TINY = 1e-37
+"""Blocks whose largest value is below this are stored as zero: its inverse has no float32."""
+
+
+def plain() -> Format:
+    """The value itself, rounded to nearest by its type."""
+    return lambda x, noise: {"": x}, lambda s: s.codes
+
+
+def truncated() -> Format:
+    """bfloat16, stochastic: 16 random bits are added to what is cut off, so that the mean is exact."""
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        return {"": from_bits((bits(x) + noise(16)) & -0x10000)}
+
+    return encode, lambda s: s.codes
+
+
+def _inverse(scale: Any) -> Any:
+    return where(scale > TINY, 1 / scale, 0.0)
+
+
+def half(signed: bool, stochastic: bool) -> Format:
+    """float16 relative to the block. `least`, added to the magnitude, makes steps below it equal."""
+    least = 2.0**-14
+    floor = 0.0 if signed else 2.0**-24  # v = 0 would divide by eps
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        scale = block_max(x)
+        y = atleast(abs(x) * _inverse(scale), floor) + least
+        if stochastic:
+            y = from_bits((bits(y) + noise(13)) & -0x2000)
+        return {"": from_bits(bits(y) | (bits(x) & SIGN)), "scale": scale}
+
+    def decode(s: Slots) -> Any:
+        y = abs(s.codes) - least
+        return from_bits(bits(y * s.scale) | (bits(s.codes) & SIGN))
+
+    return encode, decode
+
+
+def float8(signed: bool, stochastic: bool) -> Format:
+    """Eight bits by cutting a float32 after three bits of mantissa: a sign and 16 binades below the block's
+    largest value, or 32 binades without a sign. Below the smallest binade steps are equal, and zero is exact.
+    """
+    top = 127 if signed else 255
+    offset = (bits(torch.tensor(1.0)).item() >> 20) - top
+    least = from_bits(torch.tensor(offset << 20, dtype=torch.int32)).item()
+    room = 1 - 2 * least  # so that the largest value, rounded up, is still the largest code
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        scale = block_max(x) * (1 / room)
+        b = bits(abs(x) * _inverse(scale) + least)
+        b = b + (noise(12) << 8 if stochastic else 0x80000)
+        code = (b >> 20) - offset
+        code = code | (bits(x) >> 24 & 0x80) if signed else atleast(code, 1)  # v = 0 would divide by eps
+        return {"": code, "scale": scale}
+
+    def decode(s: Slots) -> Any:
+        code = s.codes & 0x7F if signed else s.codes
+        y = (from_bits((code + offset) << 20) - least) * s.scale
+        return from_bits(bits(y) | (s.codes & 0x80) << 24) if signed else y
+
+    return encode, decode
+
+
+def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Format:
+    """Whole numbers k up to `levels`, with steps that widen with the value: (k / levels)^2, or to the fourth
+    without a sign, whose root is what a rule uses. `packed` keeps the sign in bit 3, for four bits."""
+    last = levels**2 if signed else levels**4
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        scale = block_max(x)
+        y = abs(x) * _inverse(scale)
+        root = sqrt(y) if signed else sqrt(sqrt(y))
+        if stochastic:
+            k = to_int(root * levels)
+            f = to_float(k)
+            below, above = f * f, f * f + (2 * f + 1)
+            if not signed:
+                below, above = below * below, above * above
+            up = to_float(noise(12)) * (above - below) < (y * last - below) * 4096.0
+            k = k + where(up, 1, 0)
+        else:
+            k = to_int(root * levels + 0.5)
+        k = atmost(k, levels)
+        if not signed:
+            k = atleast(k, 1)  # v = 0 would divide by eps
+        elif packed:
+            k = k | (bits(x) >> 28 & 8)
+        else:
+            k = where(x < 0.0, 0 - k, k)
+        return {"": k, "scale": scale}
+
+    def decode(s: Slots) -> Any:
+        f = to_float(s.codes & 7 if signed and packed else s.codes)
+        scale = s.scale * (1 / last)
+        if not signed:
+            square = f * f
+            return square * square * scale
+        if packed:
+            return from_bits(bits(f * f * scale) | (s.codes & 8) << 28)
+        return f * abs(f) * scale
+
+    return encode, decode
+
+
+def rank_one() -> Format:
+    """Row means and column means of a matrix: exact for what Adafactor needs (arXiv:1804.04235), a lossy
+    choice elsewhere. Roots come before the product: r c may lie below float32."""
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        return {"row": row_mean(x), "column": column_mean(x)}
+
+    def decode(s: Slots) -> Any:
+        root = sqrt(s.row / atleast(column_mean(s.row), TINY)) * sqrt(s.column)
+        return root * root
+
+    return encode, decode
+
+
+def split(low_bits: int) -> Format:
+    """A float32 master as a bfloat16 and what it lacks: 16 bits more are exact, with 8 the last is rounded
+    stochastically."""
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        b = bits(x)
+        high = (b + 0x8000) & -0x10000
+        low = b - high
+        if low_bits == 8:
+            low = atmost((low + noise(8)) >> 8, 127)
+        return {"": from_bits(high), "low": low}
+
+    def decode(s: Slots) -> Any:
+        low = s.low << 8 if low_bits == 8 else s.low
+        return from_bits(bits(s.codes) + low)
+
+    return encode, decode
+
+
+def compensated() -> Format:
+    """Kahan's: a bfloat16, and the rounding error of it in another."""
+
+    def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
+        b = bits(x)
+        high = from_bits((b + (0x7FFF + (b >> 16 & 1))) & -0x10000)
+        return {"": high, "low": x - high}
+
+    return encode, lambda s: s.codes + s.low
