@@ -1,7 +1,7 @@
 """The verbs of the rules: each one mathematical operation on one tensor.
 
 Every verb is plain torch, so an operand may be a tensor or a proxy that records the formula
-(`engines.trace`): anything with `__torch_function__`.
+(`kernels.trace`): anything with `__torch_function__`.
 A live hyperparameter is a Python number here; expressions of numbers alone stay numbers.
 """
 

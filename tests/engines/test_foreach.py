@@ -9,7 +9,7 @@ from steepest import Optimizer
 from steepest.contract import Hyper, Live, Scope, zeros
 from steepest.engines import foreach, reference
 from steepest.engines.program import LISTS, Program
-from steepest.engines.trace import ELEMENTWISE, trace
+from steepest.kernels.trace import ELEMENTWISE, trace
 from steepest.ops import lerp, sqrt, where
 from steepest.rules import RULES
 from steepest.rules.declare import rule

@@ -18,8 +18,8 @@ from torch import Tensor
 from steepest.contract import Live, Rule, Scope, compute_dtype
 from steepest.engines import reference
 from steepest.engines.program import Program, Step
-from steepest.engines.trace import structure, trace
 from steepest.engines.workers import share
+from steepest.kernels.trace import structure, trace
 
 PIECE = 2**19
 """Elements in a piece on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
@@ -34,7 +34,7 @@ def find_program(rule: Rule, h: Live, slots: Sequence[str]) -> Program | None:
     """The rule's program for these slots and fixed hyperparameters, made at the first call.
 
     None for a rule that cannot be traced: it branches on a tensor, asks for a shape, or uses an operation
-    outside the vocabulary of `engines.trace`.
+    outside the vocabulary of `kernels.trace`.
     """
     known = _PROGRAMS.setdefault(rule.formula, {})
     parts = [bool(rule.slots[name].shape) for name in slots]

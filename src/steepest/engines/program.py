@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steepest.contract import Live
-from steepest.engines.trace import Graph, Kind, Node, choose
+from steepest.kernels.trace import Graph, Kind, Node, choose
 
 Values: TypeAlias = list[Any]
 """The values of a graph, by number."""

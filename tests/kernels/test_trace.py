@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steepest.contract import Hyper, Live, Slot
-from steepest.engines.trace import Kind, Untraceable, structure, trace
+from steepest.kernels.trace import Kind, Untraceable, structure, trace
 from steepest.ops import lerp, mean_to, norm, sqrt, where
 from steepest.rules import RULES
 from steepest.rules.declare import rule
