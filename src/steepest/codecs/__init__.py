@@ -15,6 +15,7 @@ from steepest.codecs.table import (
     slot_codec,
 )
 from steepest.codecs.verbs import Noise, tensor_key, word
+from steepest.codecs.whole import decode, decode_all, encode_all, stored_name
 
 __all__ = [
     "BLOCK",
@@ -25,12 +26,16 @@ __all__ = [
     "Noise",
     "codec_bytes",
     "compressible",
+    "decode",
+    "decode_all",
+    "encode_all",
     "grid",
     "pack",
     "param_codec",
     "part_shape",
     "plain",
     "slot_codec",
+    "stored_name",
     "tensor_key",
     "unpack",
     "word",

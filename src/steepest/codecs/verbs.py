@@ -58,6 +58,18 @@ def to_float(k: Any) -> Any:
 
 
 @verb
+def to_bfloat16(x: Any) -> Any:
+    """The nearest number that bfloat16 has, as float32."""
+    return x.to(torch.bfloat16).to(torch.float32)
+
+
+@verb
+def to_float16(x: Any) -> Any:
+    """The nearest number that float16 has, as float32."""
+    return x.to(torch.float16).to(torch.float32)
+
+
+@verb
 def block_max(x: Any) -> Any:
     """The largest absolute value in each element's block of the grid (`codecs.grid`)."""
     return elements(blocks(x.abs()).amax(-1), x.shape)
