@@ -48,8 +48,9 @@ def pack(value: Tensor, part: Part, shape: Sequence[int]) -> Tensor:
 
 
 def unpack(stored: Tensor, part: Part, shape: Sequence[int]) -> Tensor:
-    """The value that was packed: float32 for a floating type, int32 for whole numbers."""
-    wide = stored.to(torch.float32 if stored.is_floating_point() else torch.int32)
+    """The value that was packed: float32 for a narrower floating type, int32 for whole numbers."""
+    least = torch.float32 if stored.is_floating_point() else torch.int32
+    wide = stored.to(torch.promote_types(stored.dtype, least))
     if part.per == "block":
         return elements(wide, shape)
     if part.per == "pair":

@@ -26,10 +26,13 @@ def decode_all(codecs: Mapping[str, Codec], stored: Mapping[str, Any]) -> tuple[
 
 
 def encode_all(codecs: Mapping[str, Codec], p: Any, slots: Mapping[str, Any], noise: Noise) -> dict[str, Any]:
-    """What is to be stored, by name and not yet packed; noise is drawn for the parameter first."""
+    """What is to be stored, by name and not yet packed; noise is drawn for the parameter first.
+
+    slots: the new values; a slot that a rule leaves alone is missing, and so are its stored tensors here.
+    """
     values = {"p": p, **slots}
     return {
         stored_name(slot, part): value
-        for slot in ("p", *(s for s in codecs if s != "p"))
+        for slot in ("p", *(s for s in codecs if s in slots))
         for part, value in codecs[slot].encode(values[slot], noise).items()
     }
