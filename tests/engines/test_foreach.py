@@ -6,8 +6,9 @@ import torch
 import steepest
 from laws.cases import CASES
 from steepest import Optimizer
+from steepest.codecs import plain
 from steepest.contract import Hyper, Live, Scope, zeros
-from steepest.engines import foreach, reference
+from steepest.engines import Bucket, foreach, reference
 from steepest.engines.program import LISTS, Program
 from steepest.kernels.trace import ELEMENTWISE, trace
 from steepest.ops import lerp, sqrt, where
@@ -24,6 +25,13 @@ def live(r, **values):
     return Live(**{"t": 3, "scale": None, "clip_value": None, "l2": None, **pairs, **own, **values})
 
 
+def bucket(r, params, grads, stored, h):
+    """Parameters and slots without codecs."""
+    own = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+    codecs = {"p": plain(params[0].dtype), **dict.fromkeys(stored, plain(own))}
+    return Bucket(r, h, codecs, params, grads, stored, list(range(len(params))), 0, False)
+
+
 def both(r, slots=("m",), *, h=None, steps=2, dtype=torch.float32):
     """Parameters and slots after some steps under the reference and under foreach."""
     out = []
@@ -35,7 +43,7 @@ def both(r, slots=("m",), *, h=None, steps=2, dtype=torch.float32):
         for _ in range(steps):
             g = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
             kept = [x.clone() for x in g]
-            run(r, p, g, s, h or live(r))
+            run(bucket(r, p, g, s, h or live(r)))
             assert all(torch.equal(a, b) for a, b in zip(g, kept, strict=True)), "a gradient was changed"
         out.append([*p, *(x for column in s.values() for x in column)])
     return out
@@ -146,7 +154,7 @@ def test_every_list_operation_is_in_the_vocabulary():
 def test_an_error_in_a_formula_is_the_formulas_own():
     r = make(lambda p, g, s, h: (sqrt(g) * h.misspelt, {}))
     with pytest.raises(AttributeError, match="misspelt"):
-        foreach.run(r, [torch.ones(2)], [torch.ones(2)], {"m": [torch.ones(2)]}, live(r))
+        foreach.run(bucket(r, [torch.ones(2)], [torch.ones(2)], {"m": [torch.ones(2)]}, live(r)))
 
 
 def test_a_rule_that_cannot_be_traced_trains_like_any_other():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.optimizer.verdict import ROW, global_norm
+from steepest.engines.norms import ROW, global_norm
 
 SIZES = [0, 1, ROW - 1, ROW, ROW + 1, 3 * ROW + 5]
 

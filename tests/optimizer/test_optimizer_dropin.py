@@ -304,10 +304,11 @@ def test_ascending_is_descending_on_the_negative():
 def test_named_groups_keep_their_names():
     pairs = named()
     opt = steepest.AdamW([{"params": pairs[:1], "lr": 0.1}, {"params": pairs[1:]}], lr=0.2)
+    kept = "m float64, v float64, p float64"
     assert opt.routing() == [
-        ["p0", [4, 3], "adamw", 0.01],
-        ["p1", [3], "adamw", 0.01],
-        ["p2", [2, 2, 2], "adamw", 0.01],
+        ["p0", [4, 3], "adamw", 0.01, kept],
+        ["p1", [3], "adamw", 0.01, kept],
+        ["p2", [2, 2, 2], "adamw", 0.01, kept],
     ]
     assert [group["lr"] for group in opt.param_groups] == [0.1, 0.2]
 

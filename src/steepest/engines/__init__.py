@@ -4,6 +4,7 @@ reference  one tensor after another, plain torch, any type: the oracle.
 foreach    the same formula over lists of tensors.
 """
 
-from steepest.engines.choose import ENGINES, Engine, find_engine
+from steepest.engines.bucket import Bucket, Engine
+from steepest.engines.choose import ENGINES, find_engine
 
-__all__ = ["ENGINES", "Engine", "find_engine"]
+__all__ = ["ENGINES", "Bucket", "Engine", "find_engine"]

@@ -2,12 +2,13 @@
 
 On a CPU large tensors are cut into pieces that stay in cache, so that a chain of a dozen operations moves
 each byte to and from memory once, and small ones are gathered into lists, one call an operation. On other
-devices a launch costs more than a byte: everything is one list.
+devices a launch costs more than a byte: everything is one list. Where a codec is in use, one tensor at a
+time is decoded into temporaries, stepped there and encoded again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,8 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from steepest.codecs import plain
 from steepest.contract import Live, Rule, Scope, compute_dtype
 from steepest.engines import reference
+from steepest.engines.bucket import Bucket, Engine, read, write
 from steepest.engines.program import Program, Step
 from steepest.engines.workers import share
 from steepest.kernels.trace import structure, trace
@@ -47,28 +50,54 @@ def find_program(rule: Rule, h: Live, slots: Sequence[str]) -> Program | None:
     return known[key]
 
 
-def run(
-    rule: Rule,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    slots: Mapping[str, Sequence[Tensor]],
-    h: Any,
-) -> None:
-    """One step of every parameter, in place. Low-precision tensors are computed in float32."""
-    program = find_program(rule, h, list(slots))
+class Foreach(Engine):
+    """Lists of tensors, by torch's own operations; works on every device that torch knows."""
+
+    name = "foreach"
+
+    def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
+        return [run(bucket) for bucket in buckets]
+
+
+def run(bucket: Bucket) -> Tensor | None:
+    """One step of every parameter of a bucket, in place; its telemetry."""
+    rule, slots = bucket.rule, [slot for slot in bucket.codecs if slot != "p"]
+    program = find_program(rule, bucket.h, slots)
     if program is None:
-        reference.run(rule, params, grads, slots, h)
-        return
-    dtype = compute_dtype(params[0])
-    values, steps = program.bind(h, dtype)
-    cut = rule.scope is Scope.ELEMENT and len(steps) > 1  # one operation has nothing to reuse
-    pieces = list(_pieces([params, grads, *slots.values()], cut))
+        return reference.run(bucket)
+    dtype = compute_dtype(bucket.params[0])
+    values, steps = program.bind(bucket.h, dtype)
     work = partial(_run_pieces, program, values, steps, dtype, rule.scope)
+    if bucket.telemetry or any(bucket.codecs[slot] is not plain(dtype) for slot in slots) or _coded(bucket):
+        sums: list[Tensor | None] = []
+        work(_decoded(bucket, [slot for slot in slots if f"s.{slot}" in program.graph.outputs], sums))
+        return reference.stack(sums)
+    cut = rule.scope is Scope.ELEMENT and len(steps) > 1  # one operation has nothing to reuse
+    pieces = list(_pieces([bucket.params, bucket.grads, *(bucket.stored[slot] for slot in slots)], cut))
     threads = torch.get_num_threads()
     if cut and threads > 1 and len(pieces) >= 2 * threads:
         share(work, pieces)
     else:
         work(pieces)
+    return None
+
+
+def _coded(bucket: Bucket) -> bool:
+    return bucket.codecs["p"] is not plain(bucket.params[0].dtype)
+
+
+def _decoded(
+    bucket: Bucket, changed: Sequence[str], sums: list[Tensor | None]
+) -> Iterator[list[list[Tensor]]]:
+    """Each parameter as a piece of its own, decoded; once it has been stepped in place it is stored again.
+
+    changed: the slots to store.  sums: takes the rows of telemetry.
+    """
+    for i, g in enumerate(bucket.grads):
+        old, slots = read(bucket, i)
+        p = old.clone() if bucket.telemetry else old
+        yield [[p], [g.to(p.dtype)], *([x] for x in vars(slots).values())]
+        sums.append(write(bucket, i, old, p, {slot: getattr(slots, slot) for slot in changed}))
 
 
 def _run_pieces(

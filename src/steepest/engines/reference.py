@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from steepest.apply import advance
-from steepest.contract import Rule, Slots, compute_dtype
+from steepest.engines.bucket import Bucket, Engine, read, write
 
 
-def run(
-    rule: Rule,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    slots: Mapping[str, Sequence[Tensor]],
-    h: Any,
-) -> None:
-    """One step of every parameter, in place. Low-precision tensors are computed in float32."""
-    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-        dtype = compute_dtype(p)
-        own = Slots(**{name: tensors[i] for name, tensors in slots.items()})
-        new_p, new_slots = advance(rule, p.to(dtype), g.to(dtype), own, h)
-        # A rule may return what it was given (keep p in a slot): read before anything is written.
-        given = [p, g, *vars(own).values()]
-        new = {name: _apart(value, given) for name, value in new_slots.items()}
-        p.copy_(_apart(new_p, given))
-        for name, value in new.items():
-            slots[name][i].copy_(value)
+class Reference(Engine):
+    """One tensor after another, plain torch, any type and any rule."""
+
+    name = "reference"
+
+    def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
+        return [run(bucket) for bucket in buckets]
 
 
-def _apart(value: Tensor, given: Sequence[Tensor]) -> Tensor:
-    return value.clone() if any(value is t for t in given) else value
+def run(bucket: Bucket) -> Tensor | None:
+    """One step of every parameter of a bucket, in place; its telemetry."""
+    sums = []
+    for i, g in enumerate(bucket.grads):
+        p, slots = read(bucket, i)
+        new, new_slots = advance(bucket.rule, p, g.to(p.dtype), slots, bucket.h)
+        sums.append(write(bucket, i, p, new, new_slots))
+    return stack(sums)
+
+
+def stack(sums: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of a bucket's telemetry as one tensor, None if nobody asked."""
+    rows = [row for row in sums if row is not None]
+    return torch.stack(rows) if rows else None

@@ -27,7 +27,12 @@ class Options(TypedDict, total=False):
     max_grad_value: float | None
     maximize: bool
     skip_limit: int
+    check_finite: bool
     engine: str | None
+    state: str | Mapping[str, str] | None
+    param: str | None
+    seed: int
+    telemetry: bool
     foreach: bool | None
     fused: bool | None
     capturable: bool

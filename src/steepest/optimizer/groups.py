@@ -7,7 +7,7 @@ from typing import Any
 
 from steepest.contract import Rule, Schedule, SteepestError, unknown
 
-KEYS = {"params", "param_names", "rule", "maximize", "name", "initial_lr"}
+KEYS = {"params", "param_names", "rule", "maximize", "name", "initial_lr", "state", "param"}
 """What a group may hold beside its rule's hyperparameters."""
 
 Place = tuple[str, int | None]

@@ -27,34 +27,34 @@ STEPLESS = {"sgd", "lars", "signum", "lion"}
 """Rules whose torch form keeps no step count; a buffer that exists means at least one step."""
 
 
-def from_torch(rule: str, name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """One parameter's torch.optim state in this library's names, checked against its slots."""
+def from_torch(
+    rule: str, name: str, saved: Mapping[str, Any], shapes: Mapping[str, torch.Size]
+) -> dict[str, Any] | None:
+    """One parameter's torch.optim state in this library's names, checked against the shapes of its slots;
+    None where torch keeps nothing because there was no step."""
     if rule not in NAMES:
         raise SteepestError(f"{name}: there is no torch.optim form of {rule!r} to import from.")
-    out: dict[str, Any] = {}
-    for slot, tensor in own.items():
-        if slot == "step":
-            continue
+    out: dict[str, Any] = {"step": 1 if "step" not in saved else int(saved["step"])}
+    for slot, shape in shapes.items():
         key = NAMES[rule][slot]
         value = saved.get(key)
-        if value is None and rule in STEPLESS:  # no step taken yet: torch keeps None, we keep zeros
-            return dict(own)
+        if value is None and rule in STEPLESS:
+            return None
         if not isinstance(value, Tensor):
             raise SteepestError(
                 f"{name}: the torch state has no {key!r}; it holds {', '.join(sorted(saved))}."
             )
-        if value.shape != tensor.shape:
+        if value.shape != shape:
             raise SteepestError(
                 f"{name}: torch's {key} has shape {tuple(value.shape)}, this parameter's {slot} "
-                f"{tuple(tensor.shape)}."
+                f"{tuple(shape)}."
             )
-        out[slot] = value.detach().to(device=tensor.device, dtype=tensor.dtype, copy=True)
-    out["step"] = 1 if "step" not in saved else int(saved["step"])
+        out[slot] = value.detach()
     return out
 
 
 def to_torch(rule: str, name: str, state: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """One parameter's state under torch.optim's names and in the parameter's type, as torch keeps it."""
+    """One parameter's decoded state under torch.optim's names, in the parameter's type as torch keeps it."""
     if rule not in NAMES:
         raise SteepestError(f"{name}: there is no torch.optim form of {rule!r} to export to.")
     out = {NAMES[rule][slot]: t.detach().to(dtype, copy=True) for slot, t in state.items() if slot != "step"}
@@ -65,6 +65,6 @@ def to_torch(rule: str, name: str, state: Mapping[str, Any], dtype: torch.dtype)
 
 def torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter group with the keys torch.optim expects."""
-    own = {"rule", "dialect"}
+    own = {"rule", "dialect", "state", "param"}
     engine = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
     return {**engine, **{key: value for key, value in group.items() if key not in own}}

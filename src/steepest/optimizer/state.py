@@ -1,36 +1,141 @@
-"""What is remembered: allocation, and the checks that stand before any loading."""
+"""What is remembered: which codecs, allocation, and the checks that stand before any loading."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.contract import Rule, SteepestError, compute_dtype
+from steepest.codecs import (
+    Noise,
+    decode,
+    pack,
+    param_codec,
+    slot_codec,
+    stored_name,
+    tensor_key,
+    unpack,
+    word,
+)
+from steepest.contract import Codec, Rule, SteepestError, compute_dtype, expand, unknown
 
-VERSION = 1
+VERSION = 2
 
 
-def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's slots at their starting values, and its step count."""
+def global_shape(p: Tensor) -> torch.Size:
+    """The shape that decides about slots and codecs, however a parameter is sharded."""
+    return p.shape
+
+
+def codecs_for(
+    rule: Rule, p: Tensor, group: Mapping[str, Any], slots: Iterable[str], where: str
+) -> dict[str, Codec]:
+    """How a parameter ("p") and these of its slots are stored; a choice that cannot work is refused."""
+    choice = group["state"]
+    if not (choice is None or isinstance(choice, (str, Mapping))):
+        raise SteepestError(
+            f"{where}: state={choice!r} must be the name of a codec, or slots' names to codecs' names."
+        )
+    for slot in choice if isinstance(choice, Mapping) else ():
+        if slot not in rule.slots:
+            raise unknown(f"slot of {rule.name} in {where}", slot, rule.slots)
+    hyper = vars(expand({name: group[name] for name in rule.hyper}, 1))
+    shape, dtype = global_shape(p), compute_dtype(p)
+    return {
+        "p": param_codec(group["param"], p.dtype, where),
+        **{name: slot_codec(choice, name, rule.slots[name], shape, hyper, dtype, where) for name in slots},
+    }
+
+
+def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any], codecs: Mapping[str, Codec]) -> dict[str, Any]:
+    """A parameter's slots at their starting values, what it lacks itself (nothing yet), its step count."""
     state: dict[str, Any] = {"step": 0}
-    for name, shape in rule.slots_for(p.shape, group).items():
+    for name, shape in rule.slots_for(global_shape(p), group).items():
         start = rule.slots[name].init
         value = group[start] if isinstance(start, str) else start
         like: dict[str, Any] = {"dtype": compute_dtype(p), "device": p.device}
-        state[name] = (
+        x = (
             torch.full_like(p, value, memory_format=torch.preserve_format, **like)
             if shape == p.shape
             else torch.full(shape, value, **like)
         )
+        state |= encode_slot(name, codecs[name], x, p)
+    if len(codecs["p"].parts) > 1:
+        extra = encode_slot("p", codecs["p"], p.detach().to(compute_dtype(p)), p)
+        state |= {name: value for name, value in extra.items() if name != "p"}
     return state
+
+
+def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:
+    """The stored tensors of one slot of p at the value x, before any step."""
+    index = torch.arange(p.numel(), device=p.device).view(p.shape)
+    noise = Noise(lambda number: word(index, tensor_key(0, 0, 0), number))
+    return {
+        stored_name(name, part): pack(value, codec.parts[part], p.shape)
+        for part, value in codec.encode(x, noise).items()
+    }
+
+
+def decode_slots(state: Mapping[str, Any], codecs: Mapping[str, Codec], p: Tensor) -> dict[str, Any]:
+    """A parameter's state with each slot decoded, under its own name."""
+    out: dict[str, Any] = {"step": state["step"]}
+    for name, codec in codecs.items():
+        if name != "p":
+            parts = {stored_name(name, part): of for part, of in codec.parts.items()}
+            out[name] = decode(codec, name, {n: unpack(state[n], of, p.shape) for n, of in parts.items()})
+    return out
 
 
 def slots_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a parameter's state, without its step count."""
     return {name: value for name, value in state.items() if name != "step"}
+
+
+def slot_names(rule: Rule, state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The slots that a state holds, in the rule's order."""
+    held = {name.partition(".")[0] for name in state}
+    return tuple(name for name in rule.slots if name in held)
+
+
+def describe_codecs(codecs: Mapping[str, Codec]) -> str:
+    """In words: "m int8, v fp8, p split24"."""
+    return ", ".join(f"{name} {codecs[name].name}" for name in (*list(codecs)[1:], "p"))
+
+
+def match(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], name_of: Callable[[int, int], str]
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(group, place in it, saved entry) for every own parameter that has one, numbers and order checked.
+
+    name_of: what to call a parameter, from its group and its place there.
+    """
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise SteepestError(
+            f"the saved state has {len(saved_groups)} parameter groups, this optimizer {len(groups)}."
+        )
+    for g, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        if "steepest" in saved and saved.get("rule") != group["rule"]:
+            raise SteepestError(
+                f"group {g}: the saved state is of {saved.get('rule')!r}, "
+                f"this optimizer runs {group['rule']!r}."
+            )
+        order = order_of(saved, group, f"group {g}")
+        for i, (p, at) in enumerate(zip(group["params"], order, strict=True)):
+            facts = saved.get("steepest", {"shapes": None, "frozen": [at]})
+            if facts["shapes"] is not None and facts["shapes"][at] != list(p.shape):
+                raise SteepestError(
+                    f"{name_of(g, i)}: saved with shape {facts['shapes'][at]}, here it is {list(p.shape)}."
+                )
+            theirs = state_dict["state"].get(saved["params"][at])
+            if theirs is not None:
+                yield g, i, theirs
+            elif at not in facts["frozen"]:
+                raise SteepestError(
+                    f"{name_of(g, i)}: the saved state lacks this parameter's entry; it is damaged."
+                )
 
 
 def order_of(saved: Mapping[str, Any], own: Mapping[str, Any], where: str) -> list[int]:
@@ -50,6 +155,20 @@ def order_of(saved: Mapping[str, Any], own: Mapping[str, Any], where: str) -> li
             f"{where}: the saved state has no parameter {missing[0]!r}; it has {extra[0]!r} instead."
         )
     return [list(theirs).index(name) for name in ours]
+
+
+def compare_codecs(
+    name: str, theirs: Mapping[str, Codec], own: Mapping[str, Codec], saved: Mapping[str, Any]
+) -> None:
+    """Raise, naming both sides, where a saved group's choice stores a parameter in another way."""
+    for slot, codec in own.items():
+        if theirs[slot].name != codec.name:
+            option = "param" if slot == "p" else "state"
+            kept = "the parameter" if slot == "p" else slot
+            raise SteepestError(
+                f"{name}: saved with {kept} as {theirs[slot].name}, this optimizer keeps {codec.name}; "
+                f"build it with {option}={saved[option]!r}."
+            )
 
 
 def compare(name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""What an engine is, and what it is given: parameters that can be stepped together, as they are stored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steepest.apply import condition
+from steepest.codecs import Noise, decode_all, encode_all, pack, stored_name, tensor_key, unpack, word
+from steepest.contract import Codec, Live, Rule, Slots
+from steepest.engines.norms import global_norm
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Parameters of one rule, device, type, step count and set of codecs. Every list has one entry a
+    parameter; while nothing but gradients changes, the lists of parameters and stored tensors are the same
+    objects at every step.
+
+    h:         hyperparameters; also scale, clip_value and l2 (`apply.condition`).
+    codecs:    "p" for the parameter, then the slots in the rule's order.
+    stored:    the tensors of the state by name: "m", "m.scale", "p.low".
+    ordinals:  the place of each parameter among all of the optimizer's, for the noise.
+    telemetry: whether `Engine.run` is to return sums.
+    """
+
+    rule: Rule
+    h: Live
+    codecs: Mapping[str, Codec]
+    params: list[Tensor]
+    grads: list[Tensor]
+    stored: Mapping[str, list[Tensor]]
+    ordinals: list[int]
+    seed: int
+    telemetry: bool
+
+
+class Engine(ABC):
+    """One way to run rules. An optimizer has an engine of its own, which may keep plans between steps."""
+
+    name: ClassVar[str]
+
+    def measure(self, grads: Sequence[Tensor]) -> float:
+        """The global norm of the gradients as they are; it is finite exactly if all of them are."""
+        return global_norm(grads)
+
+    @abstractmethod
+    def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
+        """One step of all buckets, in place; low-precision tensors are computed in float32.
+
+        For a bucket with telemetry: float64 of (parameters, 4), the sums over each tensor of the squares of
+        the gradient (scaled and clipped, before L2 decay), of the update and of the new parameter, and the
+        number of elements that should have moved and whose stored form did not. Else None.
+        """
+
+
+def read(bucket: Bucket, i: int) -> tuple[Tensor, Slots]:
+    """Parameter i and its slots, decoded. What is stored plainly in the step's type is not copied."""
+    p = bucket.params[i]
+    stored = {
+        stored_name(slot, part): unpack(_tensor(bucket, i, stored_name(slot, part)), of, p.shape)
+        for slot, codec in bucket.codecs.items()
+        for part, of in codec.parts.items()
+    }
+    return decode_all(bucket.codecs, stored)
+
+
+def write(bucket: Bucket, i: int, old: Tensor, new: Tensor, slots: Mapping[str, Tensor]) -> Tensor | None:
+    """Store the new values of parameter i and of the slots that were changed; its row of telemetry.
+
+    old: the decoded parameter as it was.
+    """
+    p = bucket.params[i]
+    types = {stored_name(slot, part): of for slot, c in bucket.codecs.items() for part, of in c.parts.items()}
+    fresh = {
+        name: pack(value, types[name], p.shape)
+        for name, value in encode_all(bucket.codecs, new, slots, _noise(bucket, i)).items()
+    }
+    targets = {name: _tensor(bucket, i, name) for name in fresh}
+    sums = _observe(bucket, i, old, new, fresh) if bucket.telemetry else None
+    # A rule may return what it was given (keep p in a slot): read before anything is written.
+    given = list(targets.values())
+    apart = {
+        n: x.clone() if any(x is t for t in given) else x for n, x in fresh.items() if x is not targets[n]
+    }
+    for name, value in apart.items():
+        targets[name].copy_(value)
+    return sums
+
+
+def _tensor(bucket: Bucket, i: int, name: str) -> Tensor:
+    return bucket.params[i] if name == "p" else bucket.stored[name][i]
+
+
+def _noise(bucket: Bucket, i: int) -> Noise:
+    p, key = bucket.params[i], tensor_key(bucket.seed, bucket.h.t, bucket.ordinals[i])
+
+    @cache
+    def words(number: int) -> Tensor:
+        index = torch.arange(p.numel(), dtype=torch.int64, device=p.device).view(p.shape)
+        return word(index, key, number)
+
+    return Noise(words)
+
+
+def _observe(bucket: Bucket, i: int, old: Tensor, new: Tensor, fresh: Mapping[str, Tensor]) -> Tensor:
+    seen = Live(**{**vars(bucket.h), "l2": None})
+    g = condition(bucket.rule, old, bucket.grads[i].to(old.dtype), seen)
+    lost = new != old
+    for part in bucket.codecs["p"].parts:
+        name = stored_name("p", part)
+        lost = lost & (fresh[name] == _tensor(bucket, i, name))
+    squares = [x.double().square().sum() for x in (g, new - old, new)]
+    return torch.stack([*squares, lost.sum().double()])

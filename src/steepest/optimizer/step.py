@@ -1,0 +1,109 @@
+"""The work of a step: which parameters move together. It is found once and kept while nothing it rests on
+changes, for finding it takes longer than stepping small tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_, itemgetter
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from steepest.codecs import stored_name
+from steepest.contract import Codec, Rule, SteepestError
+
+States: TypeAlias = Mapping[Tensor, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Lot:
+    """Parameters that are stepped together: of one group, device, type, step count, and set of codecs.
+
+    members: their places among all parameters.  taken: the steps they have had.
+    """
+
+    group: int
+    rule: Rule
+    codecs: Mapping[str, Codec]
+    taken: int
+    members: list[int] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    stored: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, place: int, p: Tensor, state: dict[str, Any]) -> None:
+        self.members.append(place)
+        self.params.append(p)
+        self.states.append(state)
+
+    def close(self) -> None:
+        """Gather the tensors of the state, once all members are there."""
+        names = [stored_name(slot, part) for slot, codec in self.codecs.items() for part in codec.parts]
+        self.stored = {name: [s[name] for s in self.states] for name in names if name != "p"}
+
+    def holds(self) -> bool:
+        """Whether no state was exchanged or counted from outside."""
+        return all(s["step"] == self.taken for s in self.states) and all(
+            all(map(is_, map(itemgetter(name), self.states), column)) for name, column in self.stored.items()
+        )
+
+    def advance(self) -> None:
+        """Count one more step."""
+        self.taken += 1
+        for state in self.states:
+            state["step"] = self.taken
+
+
+CodecsOf: TypeAlias = Callable[[int, Tensor], tuple[Rule, Mapping[str, Codec]]]
+"""The rule and the codecs of a parameter of a group."""
+
+
+class Layout:
+    """The lots of a step; `facts` is what they rest on beside the tensors of the state."""
+
+    def __init__(
+        self, groups: Sequence[Mapping[str, Any]], state: States, codecs_of: CodecsOf, facts: list[Any]
+    ) -> None:
+        self.facts = facts
+        lots: dict[tuple[Any, ...], Lot] = {}
+        owned = [(g, p) for g, group in enumerate(groups) for p in group["params"]]
+        for place, (g, p) in enumerate(owned):
+            if p.grad is None:
+                continue
+            _refuse(p.grad)
+            rule, codecs = codecs_of(g, p)
+            named = tuple((slot, codec.name) for slot, codec in codecs.items())
+            key = g, state[p]["step"], p.device, p.dtype, p.grad.dtype, named
+            if key not in lots:
+                lots[key] = Lot(g, rule, codecs, state[p]["step"])
+            lots[key].add(place, p, state[p])
+        self.lots = list(lots.values())
+        for lot in self.lots:
+            lot.close()
+
+    def holds(self, facts: list[Any]) -> bool:
+        """Whether this is still the layout."""
+        return facts == self.facts and all(lot.holds() for lot in self.lots)
+
+
+def facts_of(params: Sequence[Tensor], grads: Sequence[Tensor | None], state: States) -> list[Any]:
+    """What a layout rests on, cheap to gather and to compare. Identities stand for tensors and for states;
+    addresses tell of data exchanged under a parameter, also for data on another device."""
+    there = [g for g in grads if g is not None]
+    return [
+        list(map(id, params)),
+        list(map(id, state.values())),
+        [p.data_ptr() for p in params],
+        [p.dtype for p in params],
+        [p.requires_grad if g is None else None for p, g in zip(params, grads, strict=True)],
+        [g.dtype for g in there],
+        [g.layout for g in there],
+    ]
+
+
+def _refuse(grad: Tensor) -> None:
+    if grad.layout is not torch.strided or grad.is_complex():
+        kind = "complex" if grad.is_complex() else "sparse"
+        raise SteepestError(f"a gradient is {kind}; Steepest trains dense real parameters only.")
