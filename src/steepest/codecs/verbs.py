@@ -87,19 +87,19 @@ def column_mean(x: Any) -> Any:
     return x.mean(-2, keepdim=True)
 
 
-def mix(x: int) -> int:
-    """32 bits scrambled: every bit of the result depends on every bit of x (lowbias32, Wellons 2018)."""
-    x ^= x >> 16
-    x = x * 0x21F0AAAD & 0xFFFFFFFF
-    x ^= x >> 15
-    x = x * 0x735A2D97 & 0xFFFFFFFF
+def mix(x: Any) -> Any:
+    """32 bits scrambled: every bit of the result depends on every bit of x (lowbias32, Wellons 2018). Of a
+    number, or of an array of uint64."""
+    x = (x ^ x >> 16) * 0x21F0AAAD & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x735A2D97 & 0xFFFFFFFF
     return x ^ x >> 15
 
 
-def tensor_key(seed: int, step: int, ordinal: int) -> tuple[int, int]:
+def tensor_key(seed: int, step: int, ordinal: Any) -> tuple[Any, Any]:
     """The two words that set apart the noise of one parameter in one step from that of all others.
 
-    seed: the optimizer's.  step: the parameter's, from 1.  ordinal: its place among all parameters.
+    seed: the optimizer's.  step: the parameter's, from 1.  ordinal: its place among all parameters, or the
+    places of many in an array of uint64.
     """
     first = mix(mix((seed + 0x9E3779B9 * step) & 0xFFFFFFFF) ^ (ordinal * 0x85EBCA6B & 0xFFFFFFFF))
     return first, mix(first + 0x9E3779B9 & 0xFFFFFFFF)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from steepest.contract import unknown
 from steepest.engines.bucket import Engine
 from steepest.engines.foreach import Foreach
+from steepest.engines.fused import Fused
 from steepest.engines.reference import Reference
 
-ENGINES: Mapping[str, type[Engine]] = {engine.name: engine for engine in (Reference, Foreach)}
+ENGINES: Mapping[str, type[Engine]] = {engine.name: engine for engine in (Reference, Foreach, Fused)}
 """By name; the last is what "auto" stands for."""
 
 

@@ -1,5 +1,23 @@
 """One-pass kernels: a rule and its codecs traced, cut into passes, printed and compiled."""
 
+from steepest.kernels.build import Kernel, build, prepass
+from steepest.kernels.compile import available, cache_folder
+from steepest.kernels.launch import run_on_all_cores
+from steepest.kernels.schedule import Fold
 from steepest.kernels.trace import Graph, Kind, Node, Untraceable, structure, trace
 
-__all__ = ["Graph", "Kind", "Node", "Untraceable", "structure", "trace"]
+__all__ = [
+    "Fold",
+    "Graph",
+    "Kernel",
+    "Kind",
+    "Node",
+    "Untraceable",
+    "available",
+    "build",
+    "cache_folder",
+    "prepass",
+    "run_on_all_cores",
+    "structure",
+    "trace",
+]

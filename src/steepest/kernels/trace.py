@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from steepest.apply import advance
-from steepest.contract import Live, Rule, Slots
-from steepest.ops import mean_to
+from steepest.apply import advance, condition
+from steepest.codecs import Noise, decode_all, encode_all, stored_name, verbs
+from steepest.contract import Codec, Live, Rule, Slots
+from steepest.ops import mean_to, where
 
 
 class Untraceable(TypeError):
@@ -93,7 +94,10 @@ COMPARISONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.bitwise_and: operator.and_,
     torch.bitwise_or: operator.or_,
 }
-REDUCTIONS = (torch.mean, torch.sum, torch.linalg.vector_norm, mean_to)
+REDUCTIONS = (
+    *(torch.mean, torch.sum, torch.linalg.vector_norm),
+    *(mean_to, verbs.row_mean, verbs.column_mean),
+)
 ON_NUMBERS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     **COMPARISONS,
     torch.add: operator.add,
@@ -116,6 +120,25 @@ ELEMENTWISE = {
     *COMPARISONS,
 }
 """Every operation on tensors that a rule may use beside REDUCTIONS; each reads one element to write one."""
+
+
+def random_word(number: int) -> Any:
+    """32 random bits an element; a kernel knows the element's place and the tensor's key."""
+    raise NotImplementedError("random words exist in kernels only; see codecs.word.")
+
+
+CODING = {
+    *(verbs.bits, verbs.from_bits, verbs.to_int, verbs.to_float, verbs.block_max),
+    *(verbs.to_bfloat16, verbs.to_float16),
+    *(torch.bitwise_left_shift, torch.bitwise_right_shift, random_word),
+}
+"""What codecs use beside ELEMENTWISE."""
+
+ROUND: Mapping[torch.dtype, Callable[[Any], Any]] = {
+    torch.bfloat16: verbs.to_bfloat16,
+    torch.float16: verbs.to_float16,
+}
+"""What storing a value in a narrow type does to it."""
 
 
 def _forward(func: Callable[..., Any]) -> Any:
@@ -162,6 +185,7 @@ class Proxy:
     __gt__, __ge__, __lt__, __le__ = map(_forward, (torch.gt, torch.ge, torch.lt, torch.le))
     __eq__, __ne__ = _forward(torch.eq), _forward(torch.ne)
     __and__, __or__ = _forward(torch.bitwise_and), _forward(torch.bitwise_or)
+    __lshift__, __rshift__ = _forward(torch.bitwise_left_shift), _forward(torch.bitwise_right_shift)
 
     def __neg__(self) -> Any:
         return self.trace.record(torch.neg, (self,), {})
@@ -226,6 +250,9 @@ class _Trace:
             self.constants[self.seen[key]] = x
         return self.seen[key]
 
+    def word(self, number: int) -> Proxy:
+        return self.record(random_word, (Number(self, self.value(number)),), {})
+
     def record(self, func: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> Proxy:
         operands = tuple(map(self.value, args))
         named = tuple((name, self.value(x)) for name, x in sorted(kwargs.items()))
@@ -252,10 +279,10 @@ class _Trace:
     def end(self, name: str, x: Any) -> int:
         """The value an output ends with. What may be another input's memory is copied before it changes."""
         value = self.value(x)
-        if self.kinds[value] is Kind.HOST or name not in self.inputs:
+        if self.kinds[value] is Kind.HOST or not (name in self.inputs or name.startswith("sum.")):
             raise Untraceable(f"a rule must return a tensor for {name!r}, and only for slots it has.")
         borrowed = {*self.inputs.values(), *(n.value for n in self.nodes if n.op is choose)}
-        if value in borrowed and value != self.inputs[name]:
+        if value in borrowed and value != self.inputs.get(name):
             return self.record(torch.clone, (x,), {}).index
         return value
 
@@ -269,6 +296,8 @@ def _typed(func: Callable[..., Any], kinds: list[Kind]) -> tuple[Callable[..., A
     if func in REDUCTIONS:
         return func, Kind.PART
     if func is torch.clone:
+        return func, Kind.OTHER
+    if func in CODING:
         return func, Kind.OTHER
     if func not in ELEMENTWISE:
         raise Untraceable(f"{getattr(func, '__name__', func)} is not an operation of rules.")
@@ -299,6 +328,40 @@ def trace(rule: Rule, h: Live, slots: Iterable[str]) -> Graph:
     )
     new_p, new_slots = advance(rule, p, g, own, live)
     return trace.graph({"p": new_p, **{f"s.{name}": x for name, x in new_slots.items()}})
+
+
+def trace_coded(rule: Rule, h: Live, codecs: Mapping[str, Codec], telemetry: bool) -> Graph:
+    """A whole step from stored numbers to stored numbers: decode, condition, rule, apply, encode.
+
+    codecs: of the parameter, "p", and of its slots by name. With `telemetry` the graph has the further
+    outputs "sum.g", "sum.u", "sum.p" and "sum.lost", to be summed over each tensor: the squares of the
+    gradient as the rule sees it, of the update and of the parameter, and 1 for an update lost to rounding.
+    """
+    trace = _Trace()
+    names = [stored_name(slot, part) for slot, codec in codecs.items() for part in codec.parts]
+    stored = {name: trace.input(name, Kind.OTHER) for name in names}
+    g = trace.input("g", Kind.OTHER)
+    fixed = structure(rule, h)
+    live = Live(
+        **{name: fixed[name] if name in fixed else trace.input(f"h.{name}", Kind.HOST) for name in vars(h)}
+    )
+    p, slots = decode_all(codecs, stored)
+    new_p, new_slots = advance(rule, p, g, slots, live)
+    types = {stored_name(s, part): of.dtype for s, c in codecs.items() for part, of in c.parts.items()}
+    new = {
+        name: ROUND[types[name]](x) if types[name] in ROUND else x
+        for name, x in encode_all(codecs, new_p, new_slots, Noise(trace.word)).items()
+    }
+    outputs = dict(new)
+    if telemetry:
+        seen = condition(rule, p, g, Live(**{**vars(live), "l2": None}))
+        u = new_p - p
+        parts = [stored_name("p", part) for part in codecs["p"].parts]
+        same = [new[name] == stored[name] for name in parts]
+        kept = same[0] if len(same) == 1 else same[0] & same[1]
+        lost = where(kept & (u != 0.0), 1.0, 0.0)
+        outputs |= {"sum.g": seen * seen, "sum.u": u * u, "sum.p": new_p * new_p, "sum.lost": lost}
+    return trace.graph(outputs)
 
 
 def structure(rule: Rule, h: Live) -> dict[str, Any]:

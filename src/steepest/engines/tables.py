@@ -1,0 +1,120 @@
+"""The tables that a kernel reads: where tensors lie, how they are cut into pieces, room for sums."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.codecs import grid
+from steepest.kernels import Fold, Kernel, run_on_all_cores
+from steepest.kernels.llvm import FACTS, WORK
+
+PIECE = 2**15
+"""Elements in a piece of work: small enough to share evenly, large enough that drawing one costs nothing."""
+
+ROWS = 128
+"""Rows in a piece whose columns are summed: the sums of a piece are 1/128 of its elements."""
+
+Ints = NDArray[np.int64]
+
+
+class Tables:
+    """For one kernel and tensors of these shapes, in so many groups.
+
+    pointers: [tensors, names], to be filled at each step.  facts: [tensors, FACTS], of which the keys of the
+    noise are to be filled.  constants: [groups, constants], to be filled.
+    """
+
+    def __init__(self, kernel: Kernel, shapes: Sequence[torch.Size], groups: Sequence[int]) -> None:
+        self.kernel, self.columns = kernel, {n: i for i, n in enumerate(kernel.layout.names)}
+        count = len(shapes)
+        self.facts: Ints = np.zeros((count, len(FACTS)), np.int64)
+        pieces: list[tuple[int, ...]] = []
+        for t, shape in enumerate(shapes):
+            rows, length = self._rectangle(shape)
+            own = [(t, *piece) for piece in self._pieces(rows, length)]
+            facts = {"length": length, "rows": rows, "numel": rows * length, "group": groups[t]}
+            facts |= {"first": len(pieces), "last": len(pieces) + len(own)}
+            self.facts[t] = [facts.get(name, 0) for name in FACTS]
+            pieces += own
+        self.pieces = np.array(pieces, np.int64).reshape(-1, len(WORK))
+        self.firsts = self.facts[:, FACTS.index("first")]
+        self.pointers: Ints = np.zeros((count, len(self.columns)), np.int64)
+        self.constants = np.zeros((max(groups, default=0) + 1, len(kernel.schedule.host)), np.float32)
+        self._scalars = np.zeros((count, len(kernel.schedule.scalars)), np.float32)
+        self._counter = np.zeros(1, np.int64)
+        self._give_scratch()
+        self._prepare()
+
+    def _rectangle(self, shape: torch.Size) -> tuple[int, int]:
+        """How a tensor is seen: as its matrix, on the grid of blocks, or flat."""
+        if self.kernel.by_rows:
+            return shape[0], shape[1]
+        return grid(shape) if self.kernel.layout.gridded else (1, shape.numel())
+
+    def _pieces(self, rows: int, length: int) -> list[tuple[int, int, int, int]]:
+        """(first row, rows, first column, columns) of each piece."""
+        if length >= 2 * PIECE and not self.kernel.by_rows:
+            return [(r, 1, c, min(PIECE, length - c)) for r in range(rows) for c in range(0, length, PIECE)]
+        many = max(1, PIECE // max(length, 1))
+        if any(name.startswith("part.") for name in self.columns):
+            many = max(many, ROWS)
+        return [(r, min(many, rows - r), 0, length) for r in range(0, rows, many)]
+
+    def _give_scratch(self) -> None:
+        """Memory of the vectors that live between passes, one after another in one array."""
+        names = self.kernel.schedule.vectors
+        sizes = np.zeros((len(self.facts), len(names)), np.int64)
+        length, rows, *_, first, last = self.facts.T
+        for i, name in enumerate(names):
+            per = self.kernel.layout.names[name].per
+            sizes[:, i] = rows if per == "row" else length
+            if name.startswith("part."):
+                sizes[:, i] *= last - first
+        sizes = -(-sizes // 16) * 16  # every vector begins on a line of the cache
+        offsets = np.concatenate([[0], np.cumsum(sizes.ravel())])
+        self._scratch = np.zeros(int(offsets[-1]) + 16, np.float32)
+        for i, name in enumerate(names):
+            own = offsets[:-1].reshape(sizes.shape)[:, i]
+            self.pointers[:, self.columns[name]] = self._scratch.ctypes.data + 4 * own
+
+    def _prepare(self) -> None:
+        """The arguments of every function; the arrays they point to stay where they are."""
+        tensors = np.zeros((len(self.facts), len(WORK)), np.int64)
+        tensors[:, 0] = np.arange(len(self.facts))
+        self._held: list[Any] = [tensors]
+        self._calls: list[tuple[int, Any, int]] = []
+        self.sums = np.zeros((0, 0))
+        work = zip(self.kernel.functions, self.kernel.schedule.work, self.kernel.printed[2], strict=True)
+        for function, kind, width in work:
+            own = tensors if isinstance(kind, Fold) else self.pieces
+            if not isinstance(kind, Fold):
+                self.sums = np.zeros((len(own), width))
+            size = np.array([len(own)], np.int64)
+            arrays = (
+                *(self.pointers, self.facts, own, size),
+                *(self.constants, self._scalars, self.sums, self._counter),
+            )
+            arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+            self._held += [arguments, *arrays]
+            self._calls.append((function, ctypes.addressof(arguments), len(own)))
+
+    def point(self, name: str, tensors: Sequence[Tensor]) -> None:
+        """Say where the tensors of this name lie."""
+        self.pointers[:, self.columns[name]] = [t.data_ptr() for t in tensors]
+
+    def run(self) -> None:
+        """All passes and folds."""
+        for function, arguments, count in self._calls:
+            self._counter[0] = 0
+            run_on_all_cores(function, arguments, count)
+
+    def totals(self) -> NDArray[np.float64]:
+        """The reported sums of each tensor, [tensors, sums]: the last columns that the last pass wrote."""
+        return np.add.reduceat(self.sums, self.firsts, axis=0)

@@ -1,0 +1,120 @@
+"""A rule, its codecs and a class of shapes as a kernel: traced, lowered, scheduled, printed, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from steepest.codecs import BLOCK, stored_name
+from steepest.contract import Codec, Live, Part, Rule
+from steepest.kernels.compile import compile_functions
+from steepest.kernels.graph import Code, Domain, Lowering, Type, Value, lower
+from steepest.kernels.llvm import Layout, print_module
+from steepest.kernels.schedule import Schedule, schedule
+from steepest.kernels.trace import trace_coded
+
+DOMAINS = {"row": Domain.ROW, "column": Domain.COLUMN, "block": Domain.BLOCK}
+SHARE = {"element": 1.0, "pair": 0.5, "block": 1 / BLOCK, "row": 0.0, "column": 0.0}
+"""How many numbers of a part there are for one element; rows and columns are few."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A scheduled step and where its memory lies; `functions` compiles it when it is first needed."""
+
+    schedule: Schedule
+    layout: Layout
+    draws: bool = field(init=False)
+    by_rows: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = self.schedule.code.values
+        object.__setattr__(self, "draws", any(v.op == "random" for v in values))
+        small = (Domain.ROW, Domain.COLUMN)
+        object.__setattr__(self, "by_rows", any(v.domain in small for v in values))
+
+    @cached_property
+    def printed(self) -> tuple[str, list[str], list[int]]:
+        """The text, the names of its functions, the number of sums a piece of each writes."""
+        return print_module(self.schedule, self.layout)
+
+    @cached_property
+    def functions(self) -> list[int]:
+        """The addresses of the compiled functions, in the order of `schedule.work`."""
+        text, names, _ = self.printed
+        return compile_functions(text, names)
+
+    @cached_property
+    def host_order(self) -> list[tuple[int, Value]]:
+        cone = self.schedule.code.cone(self.schedule.host, lambda i: False)
+        return [(i, self.schedule.code.values[i]) for i in cone]
+
+    def constants(self, h: Live) -> list[float]:
+        """The numbers that are computed once a step, in float64: one row of the table of constants."""
+        known: dict[int, Any] = {}
+        for i, v in self.host_order:
+            if v.op == "literal":
+                known[i] = v.attr
+            elif v.op == "input":
+                known[i] = getattr(h, v.attr[2:])
+            else:
+                op, names = v.attr
+                args = [known[a] for a in v.args]
+                split = len(args) - len(names)
+                known[i] = op(*args[:split], **dict(zip(names, args[split:], strict=True)))
+        return [float(known[i]) for i in self.schedule.host]
+
+
+def build(
+    rule: Rule,
+    h: Live,
+    codecs: Mapping[str, Codec],
+    grad: torch.dtype,
+    vectors: Mapping[str, str],
+    telemetry: bool,
+) -> Kernel:
+    """The kernel of one class of parameters.
+
+    grad: the type of gradients.  vectors: slots that are means, by name: "row" where there is one for every
+    row of a matrix, "column" for every column.  Raises `Untraceable`, or whatever the rule raises on proxies.
+    """
+    parts: dict[str, Part] = {}
+    for slot, codec in codecs.items():
+        for name, part in codec.parts.items():
+            per = vectors.get(slot, part.per)
+            parts[stored_name(slot, name)] = Part(part.dtype, per)  # type: ignore[arg-type]
+    parts["g"] = Part(grad)
+    graph = trace_coded(rule, h, codecs, telemetry)
+    types = {n: Type.INT for n, p in parts.items() if not p.dtype.is_floating_point}
+    domains = {n: DOMAINS[p.per] for n, p in parts.items() if p.per in DOMAINS}
+    exact = {s for s, c in codecs.items() if not c.lossy and list(c.parts) == [""] and s not in vectors}
+    return assemble(lower(graph, domains, types), parts, exact)
+
+
+def assemble(code: Code, parts: Mapping[str, Part], exact: set[str]) -> Kernel:
+    """A kernel from code. parts: everything stored, by name.  exact: outputs that may be read back."""
+    widths = {name: part.dtype.itemsize * SHARE[part.per] for name, part in parts.items()}
+    found = schedule(code, widths, exact)
+    scratch = {
+        name: Part(torch.float32, "row" if domain is Domain.ROW else "column")
+        for name, domain in found.vectors.items()
+    }
+    blocked = any(part.per == "block" for part in parts.values())
+    return Kernel(found, Layout({**parts, **scratch}, blocked))
+
+
+def prepass(grad: torch.dtype) -> Kernel:
+    """The sum of squares of each gradient, and how many of its elements are not finite: one reading."""
+    lowering = Lowering.empty()
+    g = lowering.input("g", Domain.ELEMENT)
+    exponent = lowering.literal(0x7F800000)
+    bits = lowering.emit("and", lowering.emit("bits", g, type=Type.INT), exponent, type=Type.INT)
+    bad = lowering.emit("eq", bits, exponent, type=Type.BOOL)
+    count = lowering.emit("select", bad, lowering.literal(1.0), lowering.literal(0.0))
+    square = lowering.emit("mul", g, g)
+    code = Code(tuple(lowering.values), lowering.inputs, {}, {"square": square, "bad": count})
+    return assemble(code, {"g": Part(grad)}, set())
