@@ -78,7 +78,8 @@ class Schedule:
 
     host: HOST values that the device needs, in the order of the table of constants; scalars: TENSOR values
     kept between passes, in the order of their table; vectors: ROW and COLUMN values kept in scratch memory,
-    by name ("part.7" has a vector for every piece of its tensor, to be added up); bytes_moved: a parameter's share of what all passes read and write.
+    by name ("part.7" has a vector for every piece of its tensor, to be added up); bytes_moved: a
+    parameter's share of what all passes read and write.
     """
 
     code: Code
@@ -292,35 +293,30 @@ class _Scheduler:
             return i in given or self.values[i].op == "input" or self._from_elements(i)
 
         cone = self.code.cone(ends, known)
+        last = max(self.fold_stage[i] for i in cone)
         stages = []
-        for s in range(max(self.fold_stage[i] for i in cone) + 1):
-            tensor = tuple(
-                i
-                for i in cone
-                if self.values[i].domain is Domain.TENSOR
-                and self.fold_stage[i] == s
-                and not known(i)
-                and not self._small_sum(i)
-            )
+        for stage in range(last + 1):
+            scalars_here = [i for i in cone if self.values[i].domain is Domain.TENSOR and not known(i)]
+            tensor = [i for i in scalars_here if self.fold_stage[i] == stage and not self._small_sum(i)]
             loops = {}
             for domain in (Domain.ROW, Domain.COLUMN):
-                own = [
-                    (n, i) for n, i in stores if self.values[i].domain is domain and self.fold_stage[i] == s
-                ]
-                sums = [
-                    i
-                    for i in cone
-                    if self._small_sum(i)
-                    and self.values[a := self.values[i].args[0]].domain is domain
-                    and self.fold_stage[a] == s
-                ]
+                # A slot is replaced in the last stage: until then its old value is read.
+                here = [(n, i, last if n in self.small else self.fold_stage[i]) for n, i in stores]
+                own = [(n, i) for n, i, s in here if s == stage and self.values[i].domain is domain]
+                sums = [i for i in cone if self._small_sum(i) and self._summed_in(i, domain, stage)]
                 wanted = [i for _, i in own] + [self.values[i].args[0] for i in sums]
                 if wanted:
-                    inner = self.code.cone(wanted, lambda i: known(i) or self.values[i].domain is not domain)
-                    loops[domain] = Loop(tuple(inner), tuple(own), tuple(sums))
-            stages.append((tensor, loops))
+                    loops[domain] = Loop(self._inner(wanted, domain, known), tuple(own), tuple(sums))
+            stages.append((tuple(tensor), loops))
         from_pass = tuple(i for i in cone if self._from_elements(i) and i not in given)
         return Fold(given, from_pass, tuple(stages), tuple(scalars))
+
+    def _inner(self, wanted: Sequence[int], domain: Domain, known: Callable[[int], bool]) -> tuple[int, ...]:
+        return tuple(self.code.cone(wanted, lambda i: known(i) or self.values[i].domain is not domain))
+
+    def _summed_in(self, i: int, domain: Domain, stage: int) -> bool:
+        x = self.values[i].args[0]
+        return self.values[x].domain is domain and self.fold_stage[x] == stage
 
     def _small_sum(self, i: int) -> bool:
         return self.values[i].op == "sum" and self.values[self.values[i].args[0]].domain in SMALL

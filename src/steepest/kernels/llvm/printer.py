@@ -171,7 +171,7 @@ class Printer:
         self.label(done)
 
     def open_tensor(self, tensor: str) -> None:
-        """Load the facts, addresses, constants and scalars of a tensor; what is not used is optimized away."""
+        """Load the facts, addresses and constants of a tensor; what is not used is optimized away."""
         own = self.at("%args.facts", "i64", self.let(f"mul i64 {tensor}, {len(FACTS)}"))
         self.facts = {
             name: self.let(f"load i64, ptr {self.at(own, 'i64', str(i))}", name)
