@@ -44,7 +44,7 @@ def pack(value: Tensor, part: Part, shape: Sequence[int]) -> Tensor:
     elif part.per == "pair":
         nibbles = torch.nn.functional.pad(value.reshape(rows, length), (0, length % 2)).view(rows, -1, 2)
         value = nibbles[..., 0] | nibbles[..., 1] << 4
-    return value.to(part.dtype)
+    return value.to(part.dtype).contiguous()
 
 
 def unpack(stored: Tensor, part: Part, shape: Sequence[int]) -> Tensor:
