@@ -26,6 +26,11 @@ class Storage:
         """The type of the parameters and gradients: a codec of parameters is for bfloat16 ones."""
         return torch.float32 if self.param is None else torch.bfloat16
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is lost between steps but what float32 loses."""
+        return self.state is None and self.param in (None, "split32")
+
     def options(self) -> dict[str, object]:
         """What the optimizer is given beside its hyperparameters; nothing for fp32."""
         given = {"state": self.state, "param": self.param}

@@ -53,11 +53,18 @@ class Workspace:
         return self._params[dtype]
 
 
-def ours(case: Case, params: Sequence[nn.Parameter], engine: str | None, variant: str = "step") -> Optimizer:
+def ours(
+    case: Case,
+    params: Sequence[nn.Parameter],
+    engine: str | None,
+    variant: str = "step",
+    *,
+    lr: float = LR,
+) -> Optimizer:
     """This library's optimizer of a case. Raises SteepestError where it cannot be had."""
     given = {"max_grad_norm": None, **VARIANTS[variant], **case.storage.options()}
     made = constructor(case.card.constructor)
-    return made(params, lr=LR, engine=engine, **case.card.settings, **given)
+    return made(params, lr=lr, engine=engine, **case.card.settings, **given)
 
 
 def racers(case: Case, work: Workspace, engine: str | None, *, with_peers: bool = True) -> list[Racer]:

@@ -21,7 +21,7 @@ import torch
 
 from steepest.lab.bench.cases import Case, parse_storage
 from steepest.lab.bench.field import LR, Workspace, ours
-from steepest.lab.bench.race import sentence
+from steepest.lab.bench.race import error_line
 from steepest.rules import find_card
 
 FIRST = (torch.Size([768, 768]), torch.Size([768]))
@@ -74,7 +74,7 @@ def attempt(measure: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any
     try:
         return {**named, **measure(job)}
     except Exception as error:
-        return {**named, "error": sentence(error)}
+        return {**named, "error": error_line(error)}
 
 
 def _in_fresh_process(task: Callable[[Job], Any], job: Job, environment: Mapping[str, str]) -> Any:

@@ -11,7 +11,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -116,7 +116,7 @@ def _time(step: Callable[[], Any], repeats: int, synchronize: Callable[[], Any])
     return time.perf_counter() - start
 
 
-def sentence(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error in one line: "refused" where this library says no, "failed" for anything else."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, SteepestError):
@@ -129,7 +129,7 @@ def _reported(racer: Racer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        racer.error, racer.step = sentence(error), None
+        racer.error, racer.step = error_line(error), None
 
 
 @contextlib.contextmanager
@@ -154,8 +154,3 @@ def _limit(seconds: float) -> Iterator[None]:
 def _short(ms: float) -> float:
     """Four significant digits."""
     return float(f"{ms:.4g}")
-
-
-def medians(case: Mapping[str, Any], group: str) -> dict[tuple[str, str], float]:
-    """(name, by whom) to median milliseconds, for those of a group that ran."""
-    return {(r["name"], r["by"]): r["median_ms"] for r in case["racers"] if r["group"] == group and "ms" in r}

@@ -16,7 +16,7 @@ from steepest.lab.bench import facts
 from steepest.lab.bench.cases import FP32, STORAGES, Case, plan_cases
 from steepest.lab.bench.field import Workspace, racers
 from steepest.lab.bench.fresh import Job, attempt, first_steps, peak_memory
-from steepest.lab.bench.race import race, sentence
+from steepest.lab.bench.race import error_line, race
 from steepest.lab.bench.shapes import shapes_of
 from steepest.lab.bench.traffic import state_bytes, traffic
 from steepest.rules import CARDS
@@ -123,7 +123,7 @@ class Bench:
         try:
             out |= {"bytes": traffic(case), "state_bytes": state_bytes(case)}
         except SteepestError as error:
-            return {**out, "error": sentence(error), "racers": []}
+            return {**out, "error": error_line(error), "racers": []}
         if seconds <= 0:
             return {**out, "error": SPENT, "racers": []}
         runners = racers(case, Workspace(case.shapes, plan.device), plan.engine, with_peers=plan.peers)

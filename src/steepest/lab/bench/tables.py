@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steepest.contract import SteepestError
-from steepest.lab.bench.race import medians
 
 START, END = "<!-- table: python bench/step.py -->", "<!-- end of table -->"
 
@@ -27,33 +26,39 @@ def tables(record: Record) -> str:
     about = (
         f"{record['model']}: {record['tensors']} tensors, {record['parameters'] / 1e6:.1f}M parameters; "
         f"{named['cpu'] if named['device'] == 'cpu' else named['device']}, {named['threads']} threads, "
-        f"torch {record['versions']['torch']}, {record['date']}; medians of up to {record['rounds']} rounds."
+        f"torch {record['versions']['torch']}, {record['date']}; "
+        f"median (least) of up to {record['rounds']} rounds."
     )
     sections = (rules(record), storages(record), special(record), alone(record), missing(record))
     return "\n\n".join([about, *filter(None, sections)]) + "\n"
 
 
+def timed(case: Record, group: str) -> list[Record]:
+    """Those of a group who ran."""
+    return [r for r in case["racers"] if r["group"] == group and "ms" in r]
+
+
 def bandwidth(case: Record) -> float | None:
     """GB/s of `a += b`, timed in the same rounds as the case."""
-    (probe,) = [r for r in case["racers"] if r["name"] == "a += b"] or [{}]
-    return probe["bytes"] / probe["median_ms"] / 1e6 if "ms" in probe else None
+    probe = next((r for r in timed(case, "probe") if r["name"] == "a += b"), None)
+    return None if probe is None else float(probe["bytes"] / probe["median_ms"] / 1e6)
 
 
 def bound(case: Record) -> float | None:
     """Milliseconds that the case's bytes take at that bandwidth."""
     speed = bandwidth(case)
-    return speed and case["bytes"] / speed / 1e6
+    return None if speed is None else float(case["bytes"] / speed / 1e6)
 
 
-def own(case: Record, group: str = "update") -> float | None:
-    """Our median of a group, in ms."""
-    return next((ms for (_, by), ms in medians(case, group).items() if by == "steepest"), None)
+def own(case: Record, group: str = "update") -> Record | None:
+    """Ours of a group."""
+    return next((r for r in timed(case, group) if r["by"] == "steepest"), None)
 
 
-def fastest(case: Record, group: str = "update") -> tuple[str, float] | None:
-    """The fastest peer of a group and its median in ms."""
-    others = {name: ms for (name, by), ms in medians(case, group).items() if by != "steepest"}
-    return min(others.items(), key=lambda item: item[1]) if others else None
+def fastest(case: Record, group: str = "update") -> Record | None:
+    """The peer of a group whose median is the least."""
+    peers = [r for r in timed(case, group) if r["by"] != "steepest"]
+    return min(peers, key=lambda r: r["median_ms"], default=None)
 
 
 def rules(record: Record) -> str:
@@ -63,7 +68,7 @@ def rules(record: Record) -> str:
             case["title"],
             _each(case),
             _ms(own(case)),
-            _share(bound(case), own(case)),
+            _share(case),
             _ms(own(case, "step")),
             *_against(own(case), fastest(case)),
         )
@@ -95,7 +100,7 @@ def storages(record: Record) -> str:
             _each(case),
             f"{case['state_bytes'] / case['parameters']:.2f}",
             _ms(own(case)),
-            _share(bound(case), own(case)),
+            _share(case),
             _ratio(own(case), own(case, "baseline")),
             *_against(own(case), fastest(case)),
         )
@@ -116,22 +121,23 @@ def storages(record: Record) -> str:
 
 def special(record: Record) -> str:
     """Clipping with its check, many small tensors, telemetry: ours beside what it is compared with."""
-    rows = [row for case in record["cases"] for row in _special(case)]
-    return _table("### Special cases\n", ("case", "ours ms", "against", "ms", "by ours"), rows)
+    rows = [
+        (what, _ms(ours), against, _ms(other), _ratio(other, ours))
+        for case in record["cases"]
+        for what, ours, against, other in _special(case)
+        if ours and other
+    ]
+    return _table("### Special cases\n", ("case", "ours ms", "against", "ms", "times ours"), rows)
 
 
-def _special(case: Record) -> Iterable[tuple[str, ...]]:
+def _special(case: Record) -> Iterable[tuple[str, Record | None, str, Record | None]]:
     if case["small"]:
-        for (name, by), ms in medians(case, "update").items():
-            if by != "steepest":
-                yield case["name"], _ms(own(case)), name, _ms(ms), _ratio(ms, own(case))
-    elif (clipped := fastest(case, "clipped")) and own(case, "clipped"):
-        name = f"{clipped[0]} behind clip_grad_norm_"
-        ours = own(case, "clipped")
-        yield f"{case['name']}, clip and check", _ms(ours), name, _ms(clipped[1]), _ratio(clipped[1], ours)
-    if own(case, "telemetry") is not None:
-        off, on = own(case), own(case, "telemetry")
-        yield f"{case['name']}, telemetry", _ms(on), "without it", _ms(off), _ratio(off, on)
+        for peer in timed(case, "update")[1:]:
+            yield case["name"], own(case), peer["name"], peer
+    elif clipped := fastest(case, "clipped"):
+        against = f"{clipped['name']} behind clip_grad_norm_"
+        yield f"{case['name']}, clip and check", own(case, "clipped"), against, clipped
+    yield f"{case['name']}, telemetry", own(case, "telemetry"), "without it", own(case)
 
 
 def alone(record: Record) -> str:
@@ -183,20 +189,26 @@ def _each(case: Record) -> str:
     return f"{case['bytes'] / case['parameters']:.1f}"
 
 
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+def _ms(racer: Record | None) -> str:
+    """The median, and in brackets the least."""
+    return "" if racer is None else f"{_digits(racer['median_ms'])} ({_digits(racer['min_ms'])})"
 
 
-def _ratio(a: float | None, b: float | None, show: Callable[[float], str] = "{:.2f}".format) -> str:
-    return show(a / b) if a and b else ""
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _share(a: float | None, b: float | None) -> str:
-    return _ratio(a, b, "{:.0%}".format)
+def _ratio(a: Record | None, b: Record | None) -> str:
+    return f"{a['median_ms'] / b['median_ms']:.2f}" if a and b else ""
 
 
-def _against(ours: float | None, peer: tuple[str, float] | None) -> tuple[str, str, str]:
-    return ("", "", "") if peer is None else (peer[0], _ms(peer[1]), _ratio(peer[1], ours))
+def _share(case: Record) -> str:
+    least, ours = bound(case), own(case)
+    return f"{least / ours['median_ms']:.0%}" if least and ours else ""
+
+
+def _against(ours: Record | None, peer: Record | None) -> tuple[str, str, str]:
+    return ("", "", "") if peer is None else (peer["name"], _ms(peer), _ratio(peer, ours))
 
 
 def _seconds(row: Record, key: str) -> str:
