@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import steepest
-from laws.cases import CASES
+from laws.cases import CASES, bucket
 from steepest import Optimizer
-from steepest.codecs import plain
 from steepest.contract import Hyper, Live, Scope, zeros
-from steepest.engines import Bucket, foreach, reference
+from steepest.engines import foreach, reference
 from steepest.engines.program import LISTS, Program
 from steepest.kernels.trace import ELEMENTWISE, trace
 from steepest.ops import lerp, sqrt, where
@@ -23,13 +22,6 @@ def live(r, **values):
     pairs = {"beta1": 0.9, "beta2": 0.99, "eps1": 1e-30, "eps2": 1e-3}
     own = {k: v for k, v in r.defaults().items() if not isinstance(v, tuple)}
     return Live(**{"t": 3, "scale": None, "clip_value": None, "l2": None, **pairs, **own, **values})
-
-
-def bucket(r, params, grads, stored, h):
-    """Parameters and slots without codecs."""
-    own = torch.float64 if params[0].dtype == torch.float64 else torch.float32
-    codecs = {"p": plain(params[0].dtype), **dict.fromkeys(stored, plain(own))}
-    return Bucket(r, h, codecs, params, grads, stored, list(range(len(params))), 0, False)
 
 
 def both(r, slots=("m",), *, h=None, steps=2, dtype=torch.float32):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from steepest import Optimizer, Rule, SteepestError
-from steepest.contract import Live, expand
+from steepest.codecs import SLOT_CODECS, plain
+from steepest.contract import Live, compute_dtype, expand
+from steepest.engines import Bucket
 from steepest.rules import CARDS, RULES
 
 SWITCHED = {
@@ -91,6 +93,8 @@ CARD_CASES = [Case(c.rule, {"weight_decay": 0.1, **c.settings}) for c in CARDS.v
 
 SHAPES = [(7, 6), (5,), (), (1,), (0,), (1, 9), (40, 33), (2, 3, 4)]
 """Ordinary and odd shapes."""
+MATRIX = (64, 128)
+"""Large enough for a codec."""
 LARGE = (129, 128)
 """Large enough for every dialect of Adafactor to factor."""
 
@@ -110,6 +114,35 @@ def feed(params: Sequence[Tensor], seed: int) -> None:
 def slots_of(opt: Optimizer, p: Tensor) -> dict[str, Tensor]:
     """The tensors an optimizer keeps for a parameter."""
     return {name: value for name, value in opt.state[p].items() if isinstance(value, Tensor)}
+
+
+def bucket(rule: Rule, params: list[Tensor], grads: list[Tensor], slots: dict[str, Any], h: Live) -> Bucket:
+    """What an engine runs, without codecs. slots: lists of tensors by name."""
+    own = plain(compute_dtype(params[0]))
+    codecs = {"p": plain(params[0].dtype), **dict.fromkeys(slots, own)}
+    return Bucket(rule, h, codecs, params, grads, slots, list(range(len(params))), seed=0, telemetry=False)
+
+
+def legal(case: Case, name: str, shapes: Sequence[Sequence[int]]) -> dict[str, bool]:
+    """For every slot of parameters of these shapes: whether a codec of this name can work for it."""
+    h, base = vars(expand(case.full, 1)), name.removesuffix("_rn")
+    slots = [case.rule.slots_for(torch.Size(shape), case.full) for shape in shapes]
+    out = {}
+    for slot in dict.fromkeys(itertools.chain(*slots)):
+        of = case.rule.slots[slot]
+        keeps = name == "fp32" or (not of.exact and of.shape is None)
+        signs = name != "factored" or of.nonnegative
+        moves = 1 - h[of.average] if of.average else 0.0
+        out[slot] = keeps and signs and (base == name or moves >= SLOT_CODECS[base](True, False).step)
+    return out
+
+
+def choice(case: Case, name: str, shapes: Sequence[Sequence[int]]) -> str | dict[str, str]:
+    """One name for all slots where that can work, else for those for which it can."""
+    fits = legal(case, name, shapes)
+    exempt = [slot for slot in fits if case.rule.slots[slot].exact or case.rule.slots[slot].shape]
+    whole = all(ok or slot in exempt for slot, ok in fits.items())
+    return name if whole else {slot: name for slot, ok in fits.items() if ok}
 
 
 def every_rule(cases: Sequence[Case]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from laws.cases import CASES, LARGE, Case, every_rule, tensors
+from laws.cases import CASES, LARGE, Case, bucket, every_rule, tensors
 from laws.recorder import Asked, Graph
 from steepest.apply import advance
 from steepest.contract import Live, Slots, expand
@@ -75,7 +75,8 @@ def test_one_trace_serves_every_setting(case):
             leaves = {"p": p, "g": g, **{f"s.{k}": v for k, v in held.items()}, **numbers}
             got = graph.evaluate(outputs, leaves)
             expected_p, expected = p.clone(), {k: v.clone() for k, v in held.items()}
-            ENGINES["reference"](case.rule, [expected_p], [g], {k: [v] for k, v in expected.items()}, h)
+            slots = {k: [v] for k, v in expected.items()}
+            ENGINES["reference"]().run([bucket(case.rule, [expected_p], [g], slots, h)])
             for name, want in {"p": expected_p, **expected}.items():
                 torch.testing.assert_close(got[name], want, rtol=1e-12, atol=1e-14, msg=f"{name} at {h}")
 

@@ -19,8 +19,8 @@ Betas = tuple[Any, Any]
 class Options(TypedDict, total=False):
     """What every constructor takes beside its hyperparameters; see `Optimizer`.
 
-    foreach=True and foreach=False choose the foreach and the reference engine, fused=True the fastest
-    there is. capturable and differentiable are accepted when False.
+    foreach=True and foreach=False choose the foreach and the reference engine, fused=True the fused one.
+    capturable and differentiable are accepted when False.
     """
 
     max_grad_norm: float | None
@@ -45,7 +45,9 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         if own.pop(key, False):
             raise SteepestError(f"{key}=True is not supported; leave it out.")
     foreach, fused = own.pop("foreach", None), own.pop("fused", None)
-    if foreach is not None and not fused:
+    if fused:
+        own.setdefault("engine", "fused")
+    elif foreach is not None:
         own.setdefault("engine", "foreach" if foreach else "reference")
     return own
 

@@ -42,7 +42,7 @@ class Optimizer(Stateful):
         skip_limit: raise after this many steps in a row were skipped for non-finite gradients.
         check_finite: False gives the transaction up: unless clipping needs the norm, nobody looks at the
             gradients before the step, and what is not finite in them goes into the parameters.
-        engine: "auto", "foreach" or "reference".
+        engine: "auto", "fused", "foreach" or "reference".
         state: how slots are stored: a codec's name for all ("int8"), or by slot ({"m": "int4", "v": "fp8"});
             None is float32. A group or a route may have its own. See docs/codecs.md.
         param: how bfloat16 parameters are stored ("split24"); None takes them as they are.

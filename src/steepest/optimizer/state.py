@@ -8,17 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.codecs import (
-    Noise,
-    decode,
-    pack,
-    param_codec,
-    slot_codec,
-    stored_name,
-    tensor_key,
-    unpack,
-    word,
-)
+from steepest.codecs import decode, pack, param_codec, slot_codec, stored_name, unpack
 from steepest.contract import Codec, Rule, SteepestError, compute_dtype, expand, unknown
 
 VERSION = 2
@@ -69,12 +59,14 @@ def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any], codecs: Mapping[st
 
 
 def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:
-    """The stored tensors of one slot of p at the value x, before any step."""
-    index = torch.arange(p.numel(), device=p.device).view(p.shape)
-    noise = Noise(lambda number: word(index, tensor_key(0, 0, 0), number))
+    """The stored tensors of one slot of p at the value x. No step is taken, so nothing is left to chance."""
+
+    def middle(count: int) -> Tensor:
+        return torch.tensor(1 << (count - 1), dtype=torch.int32, device=p.device)
+
     return {
         stored_name(name, part): pack(value, codec.parts[part], p.shape)
-        for part, value in codec.encode(x, noise).items()
+        for part, value in codec.encode(x, middle).items()
     }
 
 
