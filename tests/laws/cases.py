@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest import Optimizer, Rule, SteepestError
-from steepest.codecs import SLOT_CODECS, plain
+from steepest.codecs import PARAM_CODECS, SLOT_CODECS, SLOT_NAMES, plain
 from steepest.contract import Live, compute_dtype, expand
 from steepest.engines import Bucket
 from steepest.rules import CARDS, RULES
@@ -143,6 +143,27 @@ def choice(case: Case, name: str, shapes: Sequence[Sequence[int]]) -> str | dict
     exempt = [slot for slot in fits if case.rule.slots[slot].exact or case.rule.slots[slot].shape]
     whole = all(ok or slot in exempt for slot, ok in fits.items())
     return name if whole else {slot: name for slot, ok in fits.items() if ok}
+
+
+CODED = [MATRIX, (40, 133), (5,), (), (4096,)]
+"""Shapes of which some are compressed and some are too small for it."""
+PARAMS = [None, *PARAM_CODECS]
+
+
+def _combinations() -> Iterator[tuple[Case, str, str | None]]:
+    """(case, codec of slots, codec of parameters). A case that differs from an earlier one of its rule in its
+    formula alone, not in its slots, meets one codec, the others meet all of them; parameters take turns."""
+    known, turn = set(), 0
+    for i, case in enumerate(CASES):
+        slots = case.rule.name, *legal(case, "fp32", CODED)
+        names = SLOT_NAMES if slots not in known else [SLOT_NAMES[i % len(SLOT_NAMES)]]
+        known.add(slots)
+        for name in names:
+            yield case, name, PARAMS[turn % len(PARAMS)]
+            turn += 1
+
+
+COMBINATIONS = list(_combinations())
 
 
 def every_rule(cases: Sequence[Case]) -> bool:

@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from laws.cases import CASES, LARGE, SHAPES, every_rule, feed, slots_of, tensors
-from steepest.contract import compute_dtype
+import steepest
+from laws.cases import (
+    CASES,
+    CODED,
+    COMBINATIONS,
+    LARGE,
+    SHAPES,
+    choice,
+    every_rule,
+    feed,
+    slots_of,
+    tensors,
+)
+from steepest.codecs import codec_bytes, param_codec, slot_codec
+from steepest.contract import compute_dtype, expand
 from steepest.rules import RULES
 
 WIDTH = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 4, torch.float16: 4}
@@ -18,7 +31,7 @@ def predicted(case, params):
 
 
 def test_the_table_covers_every_rule():
-    assert every_rule(CASES)
+    assert every_rule(CASES) and every_rule([case for case, _, _ in COMBINATIONS])
 
 
 @pytest.mark.parametrize("dtype", WIDTH, ids=lambda t: str(t).removeprefix("torch."))
@@ -31,6 +44,23 @@ def test_predicted_bytes_are_allocated_bytes(case, dtype):
         held = [t for p in params for t in slots_of(opt, p).values()]
         assert opt.state_bytes() == sum(t.untyped_storage().nbytes() for t in held) == expected
         assert all(t.element_size() == WIDTH[dtype] for t in held)
+        feed(params, seed=2)
+        opt.step()
+
+
+@pytest.mark.parametrize(("case", "name", "param"), COMBINATIONS, ids=lambda x: str(x or "plain"))
+def test_predicted_bytes_of_codecs_are_allocated_bytes(case, name, param):
+    dtype = torch.bfloat16 if param else torch.float32
+    params = [p.requires_grad_() for p in tensors(CODED, seed=1, dtype=dtype)]
+    state, hyper, expected = choice(case, name, CODED), vars(expand(case.full, 1)), 0
+    for p in params:
+        for slot, shape in case.rule.slots_for(p.shape, case.full).items():
+            expected += codec_bytes(slot_codec(state, slot, case.rule.slots[slot], p.shape, hyper), shape)
+        expected += codec_bytes(param_codec(param, dtype), p.shape) - p.numel() * p.element_size()
+    opt = case.build(params, state=state, param=param, engine="foreach")
+    for _ in range(2):
+        held = [t for p in params for t in slots_of(opt, p).values()]
+        assert opt.state_bytes() == sum(t.untyped_storage().nbytes() for t in held) == expected
         feed(params, seed=2)
         opt.step()
 
@@ -68,3 +98,19 @@ def test_every_declared_slot_is_kept_by_some_case(rule):
     cases = [case for case in CASES if case.rule is rule]
     kept = [rule.slots_for(torch.Size(shape), case.full) for case in cases for shape in (LARGE, (5,))]
     assert set().union(*kept) == set(rule.slots)
+
+
+def test_known_sizes_of_codecs():
+    """Counted by hand, for one matrix of 128 x 256: 32,768 elements in 256 blocks."""
+    m = v = 128 * 256 + 4 * 256
+    sizes = {
+        ("fp32", None): 2 * 4 * 128 * 256,
+        ("bf16", None): 2 * 2 * 128 * 256,
+        ("int8", None): m + v,
+        ("int4", None): m + v - 128 * 256,
+        ("int8", "split24"): m + v + 128 * 256,
+        ("int8", "kahan"): m + v + 2 * 128 * 256,
+    }
+    for (state, param), size in sizes.items():
+        p = torch.zeros(128, 256, dtype=torch.bfloat16, requires_grad=True)
+        assert steepest.AdamW([p], state=state, param=param).state_bytes() == size

@@ -61,8 +61,8 @@ def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any], codecs: Mapping[st
 def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:
     """The stored tensors of one slot of p at the value x. No step is taken, so nothing is left to chance."""
 
-    def middle(count: int) -> Tensor:
-        return torch.tensor(1 << (count - 1), dtype=torch.int32, device=p.device)
+    def middle(count: int, shift: int = 0) -> Tensor:
+        return torch.tensor(1 << (count - 1 + shift), dtype=torch.int32, device=p.device)
 
     return {
         stored_name(name, part): pack(value, codec.parts[part], p.shape)
