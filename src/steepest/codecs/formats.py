@@ -60,40 +60,49 @@ def half(signed: bool, stochastic: bool) -> Format:
     floor = 0.0 if signed else 2.0**-24  # v = 0 would divide by eps
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
-        scale = block_max(x)
-        y = atleast(abs(x) * _inverse(scale), floor) + least
+        size = abs(x) if signed else x
+        scale = block_max(size)
+        y = atleast(size * _inverse(scale), floor) + least
         if stochastic:
             y = from_bits((bits(y) + noise(13)) & -0x2000)
-        return {"": from_bits(bits(y) | (bits(x) & SIGN)), "scale": scale}
+        return {"": _signed(y, x) if signed else y, "scale": scale}
 
     def decode(s: Slots) -> Any:
-        y = abs(s.codes) - least
-        return from_bits(bits(y * s.scale) | (bits(s.codes) & SIGN))
+        y = abs(s.codes) * s.scale - least * s.scale
+        return _signed(y, s.codes) if signed else y
 
     return encode, decode
 
 
+def _signed(size: Any, like: Any) -> Any:
+    """`size` with the sign of another number."""
+    return from_bits(bits(size) | (bits(like) & SIGN))
+
+
 def float8(signed: bool, stochastic: bool) -> Format:
     """Eight bits by cutting a float32 after three bits of mantissa: a sign and 16 binades below the block's
-    largest value, or 32 binades without a sign. Below the smallest binade steps are equal, and zero is exact.
-    """
-    top = 127 if signed else 255
-    offset = (bits(torch.tensor(1.0)).item() >> 20) - top
-    least = from_bits(torch.tensor(offset << 20, dtype=torch.int32)).item()
-    room = 1 - 2 * least  # so that the largest value, rounded up, is still the largest code
+    largest value, or 32 binades without a sign. `least` makes the steps of the smallest binade equal."""
+    offset = (bits(torch.tensor(1.0)).item() >> 20) - (128 if signed else 256)
+    least = from_bits(torch.tensor(offset << 20, dtype=torch.int32)).item()  # a power of two
+    room = 0.9375 - 2.0**-15  # the largest value is just below the largest code, and never above it
+    # Without a sign zero comes back as a sixteenth of the smallest step: v = 0 would divide by eps.
+    zero = least if signed else least * (1 - 2.0**-4)
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
-        scale = block_max(x) * (1 / room)
-        b = bits(abs(x) * _inverse(scale) + least)
-        b = b + (noise(12) << 8 if stochastic else 0x80000)
+        size = abs(x) if signed else x
+        scale = block_max(size) * (1 / room)
+        b = bits(size * _inverse(scale) + least)
+        b = b + (noise(12, 8) if stochastic else 0x80000)
         code = (b >> 20) - offset
-        code = code | (bits(x) >> 24 & 0x80) if signed else atleast(code, 1)  # v = 0 would divide by eps
+        if signed:
+            sign = bits(x) >> 31
+            code = (code ^ sign) - sign
         return {"": code, "scale": scale}
 
     def decode(s: Slots) -> Any:
-        code = s.codes & 0x7F if signed else s.codes
-        y = (from_bits((code + offset) << 20) - least) * s.scale
-        return from_bits(bits(y) | (s.codes & 0x80) << 24) if signed else y
+        code = abs(s.codes) if signed else s.codes
+        y = from_bits((code + offset) << 20) * s.scale - zero * s.scale
+        return from_bits(bits(y) | (s.codes & SIGN)) if signed else y
 
     return encode, decode
 
@@ -104,8 +113,9 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
     last = levels**2 if signed else levels**4
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
-        scale = block_max(x)
-        y = abs(x) * _inverse(scale)
+        size = abs(x) if signed else x
+        scale = block_max(size)
+        y = size * _inverse(scale)
         root = sqrt(y) if signed else sqrt(sqrt(y))
         if stochastic:
             k = to_int(root * levels)
@@ -123,7 +133,8 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
         elif packed:
             k = k | (bits(x) >> 28 & 8)
         else:
-            k = where(x < 0.0, 0 - k, k)
+            sign = bits(x) >> 31
+            k = (k ^ sign) - sign
         return {"": k, "scale": scale}
 
     def decode(s: Slots) -> Any:

@@ -34,7 +34,8 @@ def _fp16(signed: bool, stochastic: bool) -> Codec:
 
 
 def _fp8(signed: bool, stochastic: bool) -> Codec:
-    return Codec("fp8", {"": BYTE, "scale": SCALE}, *formats.float8(signed, stochastic), step=2.0**-5)
+    codes = Part(torch.int8) if signed else BYTE
+    return Codec("fp8", {"": codes, "scale": SCALE}, *formats.float8(signed, stochastic), step=2.0**-5)
 
 
 def _int8(signed: bool, stochastic: bool) -> Codec:

@@ -71,8 +71,8 @@ def to_float16(x: Any) -> Any:
 
 @verb
 def block_max(x: Any) -> Any:
-    """The largest absolute value in each element's block of the grid (`codecs.grid`)."""
-    return elements(blocks(x.abs()).amax(-1), x.shape)
+    """The largest value in each element's block of the grid (`codecs.grid`); none may be below zero."""
+    return elements(blocks(x).amax(-1), x.shape)
 
 
 @verb
@@ -108,10 +108,8 @@ def tensor_key(seed: int, step: int, ordinal: Any) -> tuple[Any, Any]:
 def word(index: Any, key: tuple[int, int], number: int) -> Any:
     """32 random bits (int32) for each element. index: int64, the element's place in the global tensor."""
     first, second = key
-    x = (index ^ first ^ (number * 0xC2B2AE35 & 0xFFFFFFFF)) & 0xFFFFFFFF
-    x = (x ^ x >> 16) * 0x21F0AAAD & 0xFFFFFFFF
-    x = x + second & 0xFFFFFFFF
-    x = (x ^ x >> 15) * 0x735A2D97 & 0xFFFFFFFF
+    x = ((index ^ first) & 0xFFFFFFFF) * 0x21F0AAAD + second & 0xFFFFFFFF
+    x = (x ^ x >> 15 ^ (number * 0xC2B2AE35 & 0xFFFFFFFF)) * 0x735A2D97 & 0xFFFFFFFF
     x = x ^ x >> 15
     return torch.where(x >= 2**31, x - 2**32, x).to(torch.int32)
 
@@ -125,11 +123,11 @@ class Noise:
     def __init__(self, words: Callable[[int], Any]) -> None:
         self.words, self.number, self.used = words, 0, 0
 
-    def __call__(self, count: int) -> Any:
-        """Uniform in [0, 2^count)."""
+    def __call__(self, count: int, shift: int = 0) -> Any:
+        """Uniform in [0, 2^count), shifted to the left."""
         if self.used + count > 32:
             self.number, self.used = self.number + 1, 0
-        drawn = self.words(self.number)
-        shifted = drawn >> self.used if self.used else drawn
+        drawn, down = self.words(self.number), self.used - shift
+        drawn = drawn >> down if down > 0 else drawn << -down if down else drawn
         self.used += count
-        return shifted & (2**count - 1)
+        return drawn & (2**count - 1) << shift

@@ -112,8 +112,10 @@ INT_OPS: Mapping[Callable[..., Any], str] = {
     torch.mul: "imul",
     torch.bitwise_and: "and",
     torch.bitwise_or: "or",
+    torch.bitwise_xor: "xor",
     torch.bitwise_left_shift: "shl",
     torch.bitwise_right_shift: "shr",
+    torch.abs: "iabs",
 }
 COMPARE: Mapping[Callable[..., Any], str] = {
     torch.gt: "gt",
@@ -245,8 +247,8 @@ class Lowering:
         return self.emit("div", total, self.input(COUNTS[own, Domain.TENSOR], Domain.TENSOR))
 
     def block_max(self, x: int) -> int:
-        magnitude = self.emit("and", self.emit("bits", x, type=N), self.literal(0x7FFFFFFF), type=N)
-        largest = self.put("block_max", (magnitude,), Domain.BLOCK, N)
+        # The bits of what is not below zero are in the order of the numbers, with NaN above all.
+        largest = self.put("block_max", (self.emit("bits", x, type=N),), Domain.BLOCK, N)
         return self.emit("from_bits", largest, type=F)
 
     # ------------------------------------------------------------ elements

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from steepest.kernels.graph import INNER, SMALL, Code, Domain, Value
 from steepest.kernels.trace import Untraceable
 
-CHEAP = {"abs", "neg", "bits", "from_bits", "and", "or", "shr", "shl", "lt", "gt", "isub", "to_float"}
+CHEAP = {"abs", "iabs", "neg", "bits", "from_bits", "and", "or", "shr", "shl", "lt", "gt", "isub", "to_float"}
 """Operations that cost less than writing their result down and reading it back."""
 
 

@@ -130,7 +130,7 @@ def random_word(number: int) -> Any:
 CODING = {
     *(verbs.bits, verbs.from_bits, verbs.to_int, verbs.to_float, verbs.block_max),
     *(verbs.to_bfloat16, verbs.to_float16),
-    *(torch.bitwise_left_shift, torch.bitwise_right_shift, random_word),
+    *(torch.bitwise_left_shift, torch.bitwise_right_shift, torch.bitwise_xor, random_word),
 }
 """What codecs use beside ELEMENTWISE."""
 
@@ -185,6 +185,7 @@ class Proxy:
     __gt__, __ge__, __lt__, __le__ = map(_forward, (torch.gt, torch.ge, torch.lt, torch.le))
     __eq__, __ne__ = _forward(torch.eq), _forward(torch.ne)
     __and__, __or__ = _forward(torch.bitwise_and), _forward(torch.bitwise_or)
+    __xor__ = _forward(torch.bitwise_xor)
     __lshift__, __rshift__ = _forward(torch.bitwise_left_shift), _forward(torch.bitwise_right_shift)
 
     def __neg__(self) -> Any:

@@ -43,6 +43,7 @@ BINARY = {
     "imul": "mul",
     "and": "and",
     "or": "or",
+    "xor": "xor",
     "shl": "shl",
     "shr": "ashr",
     "band": "and",
@@ -153,6 +154,13 @@ def _round_f16(p: Printer, v: Value, width: int) -> str:
     return p.let(f"fpext {half} {narrow} to {of}")
 
 
+def _iabs(p: Printer, v: Value, width: int) -> str:
+    of = wide("i32", width)
+    called = f"@llvm.abs.{'i32' if width == 1 else f'v{width}i32'}"
+    p.declare(f"{of} {called}({of}, i1)")
+    return p.let(f"call {of} {called}({of} {p.use(v.args[0], width, Type.INT)}, i1 false)")
+
+
 def _random(p: Printer, v: Value, width: int) -> str:
     """The text of `codecs.verbs.word`, on the element's place in the tensor."""
     of = wide("i32", width)
@@ -164,11 +172,11 @@ def _random(p: Printer, v: Value, width: int) -> str:
         return p.let(f"xor {of} {x}, {p.let(f'lshr {of} {x}, {number(bits)}')}")
 
     x = p.let(f"xor {of} {p.place(width)}, {p.key(0, width)}")
+    x = p.let(f"mul {of} {x}, {number(0x21F0AAAD)}")
+    x = folded(p.let(f"add {of} {x}, {p.key(1, width)}"), 15)
     if v.attr:
         x = p.let(f"xor {of} {x}, {number(v.attr * 0xC2B2AE35 & 0xFFFFFFFF)}")
-    x = p.let(f"mul {of} {folded(x, 16)}, {number(0x21F0AAAD)}")
-    x = p.let(f"add {of} {x}, {p.key(1, width)}")
-    return folded(p.let(f"mul {of} {folded(x, 15)}, {number(0x735A2D97)}"), 15)
+    return folded(p.let(f"mul {of} {x}, {number(0x735A2D97)}"), 15)
 
 
 SPECIAL: Mapping[str, Callable[[Printer, Value, int], str]] = {
@@ -180,6 +188,7 @@ SPECIAL: Mapping[str, Callable[[Printer, Value, int], str]] = {
     "minimum": _extremum("olt"),
     "maximum": _extremum("ogt"),
     "neg": _neg,
+    "iabs": _iabs,
     "bits": _cast("bitcast", Type.FLOAT),
     "from_bits": _cast("bitcast", Type.INT),
     "to_int": _cast("fptosi", Type.FLOAT),
