@@ -108,15 +108,22 @@ class Case:
 def plan_cases(
     cards: Sequence[str], storages: Sequence[str], shapes: tuple[torch.Size, ...]
 ) -> tuple[Case, ...]:
-    """Every card under every storage that says something about it, fp32 first, and small tensors for two.
+    """Every card under every storage that says something about it, and many small tensors for two.
 
+    What people ask for first comes first, as the time may run out: fp32, small tensors, AdamW's storages.
     Left out as nothing new: a codec of slots for a rule without slots, and a choice by slot for other slots.
     """
     found = [find_card(name) for name in cards]
     stored = [parse_storage(name) for name in storages]
     cases = [Case(card, storage, shapes) for storage in stored for card in found]
     small = [Case(c, FP32, MANY_SMALL, small=True) for c in found if c.name in ("adamw", "lamb")]
-    return tuple(sorted(filter(_says_something, cases), key=lambda c: c.storage != FP32)) + tuple(small)
+    return tuple(sorted([*filter(_says_something, cases), *small], key=_rank))
+
+
+def _rank(case: Case) -> int:
+    if case.small:
+        return 1
+    return 0 if case.storage == FP32 else 2 if case.card.name == "adamw" else 3
 
 
 def _says_something(case: Case) -> bool:

@@ -70,6 +70,7 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
     whose first step takes more than `patience` seconds.
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    began = time.perf_counter()
     for racer in racers:
         with _reported(racer), _limit(patience):
             racer.step = racer.build()
@@ -79,7 +80,7 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
             once = _time(racer.step, 1, synchronize)
             racer.repeats = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
             racer.estimate = once * racer.repeats
-    share = seconds / max(1, len(_running(racers)))
+    share = (seconds - (time.perf_counter() - began)) / max(1, len(_running(racers)))
     wanted = {id(r): _rounds(r.estimate, share, rounds) for r in racers}
     for turn in range(rounds):
         field_ = _running(racers)
