@@ -273,6 +273,29 @@ def test_noise_depends_on_seed_step_parameter_and_element():
             assert (a == b).float().mean() < 0.01
 
 
+DRAWS = [(12, 0), (12, 12), (16, 0), (16, 16), (8, 24)]
+"""(bits, position) of draws that codecs take from a word."""
+
+
+@pytest.mark.parametrize(("count", "at"), DRAWS)
+def test_draws_are_even_and_know_nothing_of_each_other(count, at):
+    """Between neighbours, rows, words, steps, seeds and parameters; 5 sigma."""
+    size = 2**16
+    index = torch.arange(size)
+
+    def draw(key=(0, 1, 0), number=0, lag=0):
+        bits = word(index + lag, tensor_key(*key), number).long() >> at & (2**count - 1)
+        return bits.double() / 2**count - 0.5 + 0.5 / 2**count
+
+    base = draw()
+    others = [draw(lag=n) for n in (1, 2, 64, 128, 768)] + [draw(number=1), draw((0, 2, 0))]
+    others += [draw((0, 1001, 0)), draw((1, 1, 0)), draw((0, 1, 1)), draw((0, 1, 64))]
+    assert abs(base.mean()) < 5 * 12**-0.5 / size**0.5
+    assert base.pow(2).mean().item() == pytest.approx(1 / 12, rel=5 * 0.8**0.5 / size**0.5)
+    for other in others:
+        assert abs((base * other).mean()) * 12 < 5 / size**0.5
+
+
 def test_one_word_serves_several_draws_and_none_is_used_twice():
     asked = []
 
