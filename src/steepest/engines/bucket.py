@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Bucket:
     stored:    the tensors of the state by name: "m", "m.scale", "p.low".
     ordinals:  the place of each parameter among all of the optimizer's, for the noise.
     telemetry: whether `Engine.run` is to return sums.
+    tensors:   hyperparameters that are numbers on the device, by name; `h` holds any number in their place.
     """
 
     rule: Rule
@@ -39,6 +40,46 @@ class Bucket:
     ordinals: list[int]
     seed: int
     telemetry: bool
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a verdict about gradients on a device rests on; see `optimizer.verdict.decide`.
+
+    looks: whether the gradients are looked at.  loss_scale and found_inf: one number each, on the device;
+    None for 1 and for 0.
+    """
+
+    looks: bool
+    max_norm: float | None
+    clip_eps: float
+    loss_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of deferred steps since the last time it was asked.
+
+    norm and scale: of the last one.  bad: the places of its non-finite gradients, if it was vetoed.
+    """
+
+    committed: int
+    vetoed: int
+    norm: float
+    scale: float
+    bad: tuple[int, ...]
+
+
+class Pending(Protocol):
+    """A deferred step. A captured one was only recorded, and may have been run any number of times."""
+
+    @property
+    def captured(self) -> bool: ...
+    @property
+    def sums(self) -> list[Tensor | None]: ...
+    def resolve(self) -> Outcome: ...
 
 
 class Engine(ABC):
@@ -49,6 +90,16 @@ class Engine(ABC):
     def measure(self, grads: Sequence[Tensor]) -> float:
         """The global norm of the gradients as they are; it is finite exactly if all of them are."""
         return global_norm(grads)
+
+    def defers(self, grads: Sequence[Tensor]) -> bool:
+        """Whether steps of such gradients are decided on their device, and `commit` is worth asking."""
+        return False
+
+    def commit(self, buckets: Sequence[Bucket], request: Request) -> Pending | None:
+        """Launch a step whose verdict the host need not wait for: where it is a veto, nothing moves, and
+        neither does the step count by which the device computes. None where that cannot be done, or not
+        for all parameters; then nothing has been launched. `h.scale` is 1 or -1, or None."""
+        return None
 
     @abstractmethod
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:

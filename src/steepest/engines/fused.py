@@ -10,54 +10,29 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name, tensor_key
-from steepest.contract import Live
-from steepest.engines.bucket import Bucket, Engine
+from steepest.engines.bucket import Bucket, Engine, Pending, Request
+from steepest.engines.classes import TYPES, always, classify, part_of, signature
 from steepest.engines.foreach import Foreach
+from steepest.engines.gpu import Gpu
 from steepest.engines.norms import global_norm
 from steepest.engines.tables import Tables
-from steepest.kernels import Kernel, build, prepass, structure
+from steepest.kernels import prepass
 from steepest.kernels.llvm import FACTS
+from steepest.kernels.triton import available
 
 log = logging.getLogger("steepest")
 
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_KERNELS: WeakKeyDictionary[Callable[..., Any], dict[Any, Kernel | None]] = WeakKeyDictionary()
 _prepass = cache(prepass)
-
-
-def find_kernel(bucket: Bucket, vectors: tuple[tuple[str, str], ...]) -> Kernel | None:
-    """The kernel for parameters of this bucket, made when it is first asked for; None if there can be none.
-
-    vectors: slots that are means, and whether of rows or of columns.
-    """
-    rule, h = bucket.rule, _always(bucket.h)
-    codecs = tuple((slot, id(codec)) for slot, codec in bucket.codecs.items())
-    fixed = repr(structure(rule, h))
-    key = rule.decay, rule.apply, codecs, bucket.grads[0].dtype, vectors, fixed, *vars(h), bucket.telemetry
-    known = _KERNELS.setdefault(rule.formula, {})
-    if key not in known:
-        try:
-            known[key] = build(rule, h, bucket.codecs, bucket.grads[0].dtype, dict(vectors), bucket.telemetry)
-        except Exception as error:  # whatever a proxy provokes in a formula; a true error shows in foreach
-            log.info("%s runs on the foreach engine: %s", rule.name, error)
-            known[key] = None
-    return known[key]
-
-
-def _always(h: Live) -> Live:
-    """The same with a scale and an L2 decay even where they do nothing: one kernel for both."""
-    return Live(**{**vars(h), "scale": 1.0 if h.scale is None else h.scale, "l2": h.l2 or 0.0})
 
 
 @dataclass(slots=True)
@@ -73,8 +48,11 @@ class Fused(Engine):
     """Compiled kernels where they serve, foreach elsewhere."""
 
     name: ClassVar[str] = "fused"
+    accelerator: ClassVar[str] = "cuda"
+    """The type of device whose kernels Triton compiles."""
 
     def __init__(self) -> None:
+        self._gpus: dict[torch.device, Gpu] = {}
         self._signature: Any = None
         self._kept: Any = None
         self._plans: list[Plan] = []
@@ -109,16 +87,41 @@ class Fused(Engine):
     # ------------------------------------------------------------ the step
 
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
-        signature = [_signature(bucket) for bucket in buckets]
-        if signature != self._signature or self._moved(buckets):
+        sums: dict[int, Tensor | None] = {}
+        for device in dict.fromkeys(b.params[0].device for b in buckets):
+            own = [i for i, b in enumerate(buckets) if b.params[0].device == device]
+            run = self._gpu(device).run if self._compiles(device) else self._run_here
+            sums |= zip(own, run([buckets[i] for i in own]), strict=True)
+        return [sums[i] for i in range(len(buckets))]
+
+    def defers(self, grads: Sequence[Tensor]) -> bool:
+        devices = {g.device for g in grads}
+        return len(devices) == 1 and self._compiles(devices.pop())
+
+    def commit(self, buckets: Sequence[Bucket], request: Request) -> Pending | None:
+        return self._gpu(buckets[0].params[0].device).commit(buckets, request)
+
+    def _compiles(self, device: torch.device) -> bool:
+        if device.type != self.accelerator:
+            return False
+        if (why := available()) is not None:
+            _complain(why)
+        return why is None
+
+    def _gpu(self, device: torch.device) -> Gpu:
+        return self._gpus.setdefault(device, Gpu(device))
+
+    def _run_here(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
+        signatures = [signature(bucket) for bucket in buckets]
+        if signatures != self._signature or self._moved(buckets):
             self._plan(buckets)
-            self._signature = signature
+            self._signature = signatures
             self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
         sums = [torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets]
         for plan in self._plans:
             self._run(plan, buckets, sums)
         for b, indices in self._rest:
-            found = self._foreach.run([_part(buckets[b], indices)])[0]
+            found = self._foreach.run([part_of(buckets[b], indices)])[0]
             if sums[b] is not None and found is not None:
                 sums[b][indices] = found  # type: ignore[index]
         return sums  # type: ignore[return-value]
@@ -132,25 +135,9 @@ class Fused(Engine):
         return False
 
     def _plan(self, buckets: Sequence[Bucket]) -> None:
-        classes: dict[int, tuple[Kernel, list[tuple[int, int]]]] = {}
-        self._plans, self._rest = [], []
-        for b, bucket in enumerate(buckets):
-            kernels: dict[Any, Kernel | None] = {}
-            rest = []
-            for i, p in enumerate(bucket.params):
-                if not p.numel():
-                    continue
-                vectors = _vectors(bucket, i)
-                if vectors is not None and vectors not in kernels:
-                    kernels[vectors] = find_kernel(bucket, vectors)
-                kernel = kernels[vectors] if vectors is not None else None
-                if kernel is None or (kernel.by_rows and (p.ndim != 2 or min(p.shape) < 2)):
-                    rest.append(i)
-                else:
-                    classes.setdefault(id(kernel), (kernel, []))[1].append((b, i))
-            if rest:
-                self._rest.append((b, rest))
-        for kernel, places in classes.values():
+        classes, self._rest = classify(buckets, "cpu")
+        self._plans = []
+        for kernel, places in classes:
             groups = list(dict.fromkeys(b for b, _ in places))
             shapes = [buckets[b].params[i].shape for b, i in places]
             tables = Tables(kernel, shapes, [groups.index(b) for b, _ in places])
@@ -167,7 +154,7 @@ class Fused(Engine):
                 if (name := stored_name(slot, part)) != "p":
                     tables.point(name, [buckets[b].stored[name][i] for b, i in plan.places])
         for row, b in enumerate(plan.groups):
-            tables.constants[row] = kernel.constants(_always(buckets[b].h))
+            tables.constants[row] = kernel.constants(always(buckets[b].h))
         if kernel.draws:
             self._draw(plan, buckets)
         tables.run()
@@ -191,38 +178,6 @@ def _plain(g: Tensor) -> bool:
     return g.layout is torch.strided and g.dtype in TYPES and g.device.type == "cpu" and g.is_contiguous()
 
 
-def _signature(bucket: Bucket) -> tuple[Any, ...]:
-    """What a plan was made for, cheap to compare at every step."""
-    fixed = repr(structure(bucket.rule, _always(bucket.h)))
-    kind = bucket.grads[0].dtype, bucket.telemetry
-    return id(bucket.params), id(bucket.stored), bucket.rule.formula, fixed, kind
-
-
-def _vectors(bucket: Bucket, i: int) -> tuple[tuple[str, str], ...] | None:
-    """The slots of a parameter that are means of its rows or columns; None if no kernel can serve it."""
-    p, g = bucket.params[i], bucket.grads[i]
-    stored = [tensors[i] for tensors in bucket.stored.values()]
-    if not all(t.device.type == "cpu" and t.is_contiguous() for t in (p, *stored)):
-        return None
-    if p.dtype not in TYPES or g.dtype not in TYPES or g.layout is not torch.strided:
-        return None
-    found = []
-    for slot, declared in bucket.rule.slots.items():
-        if declared.shape is None or slot not in bucket.codecs or slot not in bucket.stored:
-            continue
-        shape = bucket.stored[slot][i].shape
-        if p.ndim != 2 or shape not in ((p.shape[0], 1), (1, p.shape[1])):
-            return None
-        found.append((slot, "row" if shape[1] == 1 else "column"))
-    return tuple(found)
-
-
-def _part(bucket: Bucket, indices: Sequence[int]) -> Bucket:
-    """A bucket of some of the parameters."""
-
-    def pick(items: Sequence[Any]) -> list[Any]:
-        return [items[i] for i in indices]
-
-    stored = {name: pick(tensors) for name, tensors in bucket.stored.items()}
-    lists = {name: pick(getattr(bucket, name)) for name in ("params", "grads", "ordinals")}
-    return replace(bucket, stored=stored, **lists)
+@cache
+def _complain(why: str) -> None:
+    log.warning("the GPU runs without kernels of its own, on the foreach engine: %s", why)
