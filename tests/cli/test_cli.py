@@ -77,7 +77,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 
 def test_the_commands_are_these() -> None:
-    assert sorted(COMMANDS) == ["compare", "optimizers", "report", "train"]
+    assert sorted(COMMANDS) == ["bench", "compare", "kernels", "optimizers", "report", "train"]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
