@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 OUT ?= runs/compare
 ARGS ?=
 
-.PHONY: help compare test check format setup clean
+.PHONY: help compare bench test check format setup clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 compare: $(VENV)/.ready ## Rank eleven optimizers on real text (about 3 minutes); more in ARGS="..."
 	$(BIN)/steepest compare --out $(OUT) $(ARGS)
+
+bench: $(VENV)/.ready-peers ## Time one step of every optimizer against every peer (about half an hour)
+	$(BIN)/python bench/step.py $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
@@ -40,6 +43,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.ready-peers: $(VENV)/.ready-dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	@touch $@
 
 # timm is a peer in the tests; its own needs (torchvision) are not wanted, and not used.

@@ -52,7 +52,7 @@ FLIPPED = 0.01
 
 
 def same(a, b, engine, of):
-    """Whether `a` is what this engine may give where the reference gives `b`, for a parameter of type `of`."""
+    """Whether `a` is what this engine may give for the reference's `b`, of a parameter of type `of`."""
     if torch.equal(a, b) or (a.numel() == 0 and b.numel() == 0):
         return True
     if engine != "fused" or of == torch.float64:

@@ -112,7 +112,8 @@ class Listing:
         yield "    for every element:"
         yield from self.statements(shown, kept, 8)
         for i in stage.sums:
-            yield f"        {self.name(i)} += {self.name(self.values[i].args[0])}  over {self._over(self.values[i])}"
+            v = self.values[i]
+            yield f"        {self.name(i)} += {self.name(v.args[0])}  over {self._over(v)}"
         for i in (x for x in reported if x in stage.values):
             yield f"        report {reported[i]} += {self.name(i)}"
 
