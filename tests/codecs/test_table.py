@@ -83,7 +83,7 @@ REFUSED = {
     "factored for all": ({"choice": "factored"}, r"choose slot by slot, \{'m': 'int8', 'v': 'factored'\}"),
     "slow average": (
         {"choice": "bf16_rn", "slot": V},
-        r"state: slot m moves by 0\.001 of itself a step and bf16_rn rounds away changes below 0\.002; "
+        r"state: slot m moves by 0\.001 of itself a step and bf16_rn rounds away changes below 0\.0039; "
         r"use 'bf16', which rounds stochastically\.",
     ),
     "a sum": ({"choice": "fp16_rn", "slot": SUM}, r"slot m moves by ever smaller parts of itself"),

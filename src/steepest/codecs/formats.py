@@ -61,7 +61,7 @@ def half(signed: bool, stochastic: bool) -> Format:
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
         size = abs(x) if signed else x
-        scale = block_max(size)
+        scale = block_max(size) * (1 / (1 - least))  # so that the largest value is exact
         y = atleast(size * _inverse(scale), floor) + least
         if stochastic:
             y = from_bits((bits(y) + noise(13)) & -0x2000)
@@ -139,10 +139,10 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
 
     def decode(s: Slots) -> Any:
         f = to_float(s.codes & 7 if signed and packed else s.codes)
+        if not signed:  # in two steps: a scale by levels to the fourth may lie below float32
+            square = f * f * (1 / levels**2)
+            return square * square * s.scale
         scale = s.scale * (1 / last)
-        if not signed:
-            square = f * f
-            return square * square * scale
         if packed:
             return from_bits(bits(f * f * scale) | (s.codes & 8) << 28)
         return f * abs(f) * scale

@@ -24,18 +24,18 @@ _Make = Callable[[bool, bool], Codec]  # (signed, stochastic)
 
 def _bf16(signed: bool, stochastic: bool) -> Codec:
     pair = formats.truncated() if stochastic else formats.plain()
-    return Codec("bf16", {"": Part(torch.bfloat16)}, *pair, step=2.0**-9)
+    return Codec("bf16", {"": Part(torch.bfloat16)}, *pair, step=2.0**-8)
 
 
 def _fp16(signed: bool, stochastic: bool) -> Codec:
     return Codec(
-        "fp16", {"": Part(torch.float16), "scale": SCALE}, *formats.half(signed, stochastic), step=2.0**-12
+        "fp16", {"": Part(torch.float16), "scale": SCALE}, *formats.half(signed, stochastic), step=2.0**-11
     )
 
 
 def _fp8(signed: bool, stochastic: bool) -> Codec:
     codes = Part(torch.int8) if signed else BYTE
-    return Codec("fp8", {"": codes, "scale": SCALE}, *formats.float8(signed, stochastic), step=2.0**-5)
+    return Codec("fp8", {"": codes, "scale": SCALE}, *formats.float8(signed, stochastic), step=2.0**-4)
 
 
 def _int8(signed: bool, stochastic: bool) -> Codec:
