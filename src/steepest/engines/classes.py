@@ -105,9 +105,9 @@ def classify(
 def part_of(bucket: Bucket, indices: Sequence[int]) -> Bucket:
     """A bucket of some of the parameters."""
 
-    def pick(items: Sequence[Any]) -> list[Any]:
+    def pick(items: list[Any]) -> list[Any]:
         return [items[i] for i in indices]
 
     stored = {name: pick(tensors) for name, tensors in bucket.stored.items()}
-    lists = {name: pick(getattr(bucket, name)) for name in ("params", "grads", "ordinals")}
-    return replace(bucket, stored=stored, **lists)
+    params, grads = pick(bucket.params), pick(bucket.grads)
+    return replace(bucket, stored=stored, params=params, grads=grads, ordinals=pick(bucket.ordinals))

@@ -109,7 +109,9 @@ class Fused(Engine):
         return why is None
 
     def _gpu(self, device: torch.device) -> Gpu:
-        return self._gpus.setdefault(device, Gpu(device))
+        if device not in self._gpus:
+            self._gpus[device] = Gpu(device)
+        return self._gpus[device]
 
     def _run_here(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
         signatures = [signature(bucket) for bucket in buckets]
@@ -117,14 +119,16 @@ class Fused(Engine):
             self._plan(buckets)
             self._signature = signatures
             self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
-        sums = [torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets]
+        sums: list[Tensor | None] = [
+            torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets
+        ]
         for plan in self._plans:
             self._run(plan, buckets, sums)
         for b, indices in self._rest:
             found = self._foreach.run([part_of(buckets[b], indices)])[0]
-            if sums[b] is not None and found is not None:
-                sums[b][indices] = found  # type: ignore[index]
-        return sums  # type: ignore[return-value]
+            if (own := sums[b]) is not None and found is not None:
+                own[indices] = found
+        return sums
 
     def _moved(self, buckets: Sequence[Bucket]) -> bool:
         """Whether a parameter has got other memory, and so perhaps another layout."""

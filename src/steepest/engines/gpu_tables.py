@@ -200,10 +200,10 @@ class Tables:
             if own.kind == "pass":
                 partials, done = self.partials[done], done + 1
                 options |= {"BLOCKS": self.rows, "num_warps": self.warps}
-                rest = *tables, self.work, *common, partials, control, self.steps
-                launch(function, len(self.work), *rest, **options)
+                rows = self.work, *common, partials, control, self.steps
+                launch(function, len(self.work), *tables, *rows, **options)
             elif own.kind == "gather":
-                rest = *tables, self._stretches, control
-                launch(function, len(self._stretches), *rest, **options, TILE=SPAN)
+                stretches = self._stretches
+                launch(function, len(stretches), *tables, stretches, control, **options, TILE=SPAN)
             else:
                 launch(function, len(self.facts), *tables, *common, partials, control, **options, TILE=SPAN)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from steepest.contract import Rule, SteepestError, expand, unknown
-from steepest.engines import Bucket, find_engine
+from steepest.engines import Bucket, Request, find_engine
 from steepest.optimizer.groups import fill
 from steepest.optimizer.routes import Route, route_groups
 from steepest.optimizer.stateful import Stateful
-from steepest.optimizer.step import Lot
+from steepest.optimizer.step import Lot, Owed, Settled, expand_there
 from steepest.optimizer.verdict import CLIP_EPS, Verdict, culprits, decide
 from steepest.rules import find_rule
 
@@ -86,7 +86,7 @@ class Optimizer(Stateful):
             raise SteepestError(f"seed={seed!r} must be a whole number, at least 0.")
         self.max_grad_norm, self.max_grad_value, self.clip_eps = max_grad_norm, max_grad_value, clip_eps
         self.check_finite, self.skip_limit = check_finite, skip_limit
-        self.last_verdict: Verdict | None = None
+        self.last_verdict = None
         self._engine = find_engine(engine)
         self.engine = self._engine.name
         self._step_supports_amp_scaling = True
@@ -109,6 +109,12 @@ class Optimizer(Stateful):
         filled, _ = fill(found, hyper, found.name)
         super().__init__(named, {"rule": found.name, **shared, **filled}, given=hyper, rule=found, seed=seed)
 
+    last_verdict = Settled()
+    committed = Settled()
+    skipped = Settled()
+    consecutive_skips = Settled()
+    _owed: Owed | None = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimization step; returns the closure's loss if there is one."""
@@ -116,25 +122,76 @@ class Optimizer(Stateful):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._settle()
         self._check_groups()
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
         layout = self._lay_out(params, grads)
         if not layout.lots:
             return loss
+        if self._defer(layout.lots, grads):
+            return loss
         verdict = self._decide([grad for grad in grads if grad is not None])
         self.last_verdict = verdict
         if not verdict.commit:
-            self._skip(verdict, grads)
+            self._skip(verdict, culprits(zip(self._names(), grads, strict=True)))
             return loss
         sums = self._engine.run([self._bucket(lot, grads, verdict) for lot in layout.lots])
         self._sums = [(lot.members, s) for lot, s in zip(layout.lots, sums, strict=True) if s is not None]
-        for lot in layout.lots:
-            lot.advance()
-        self.committed += 1
+        self._count(layout.lots, 1)
         self.consecutive_skips = 0
-        self._follow_schedules()
         return loss
+
+    def _count(self, lots: Sequence[Lot], steps: int) -> None:
+        """Count so many committed steps more, or fewer."""
+        for lot in lots:
+            lot.advance(steps)
+        self.committed += steps
+        self._follow_schedules()
+
+    def _defer(self, lots: list[Lot], grads: Sequence[Tensor | None]) -> bool:
+        """Leave the step to an engine that decides about it on the device, if there is one; the host goes on
+        as if it were committed, and settles it later."""
+        if not self._engine.defers([grad for grad in grads if grad is not None]):
+            return False
+        buckets = [self._bucket(lot, grads, None) for lot in lots]
+        request = Request(
+            looks=self.check_finite or self.max_grad_norm is not None,
+            max_norm=self.max_grad_norm,
+            clip_eps=self.clip_eps,
+            loss_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+        )
+        pending = self._engine.commit(buckets, request)
+        if pending is None:
+            return False
+        before, counted = self._sums, 0 if pending.captured else 1
+        self._sums = [(lot.members, s) for lot, s in zip(lots, pending.sums, strict=True) if s is not None]
+        self._count(lots, counted)
+        self._owed = Owed(pending, lots, counted, before)
+        return True
+
+    def _settle(self) -> None:
+        """Learn what became of the last deferred step, and take back what was counted too much. A captured
+        step stays owed: the graph may run it again."""
+        owed, self._owed = self._owed, None
+        if owed is None:
+            return
+        outcome = owed.pending.resolve()
+        self._count(owed.lots, outcome.committed - owed.counted)
+        scale = None if outcome.scale == 1.0 else outcome.scale
+        if outcome.committed:
+            self.last_verdict, self.consecutive_skips = Verdict(True, outcome.norm, scale), 0
+        elif outcome.vetoed:
+            self._sums = owed.telemetry
+        if outcome.vetoed:
+            self.skipped += outcome.vetoed - 1
+            self.consecutive_skips += outcome.vetoed - 1
+        if owed.pending.captured:
+            self._owed = owed
+        if outcome.vetoed:
+            names, members = self._names(), owed.members()
+            self._skip(Verdict(False, outcome.norm), tuple(names[members[i]] for i in outcome.bad))
 
     def _decide(self, grads: Sequence[Tensor]) -> Verdict:
         # torch.amp.GradScaler leaves these two on an optimizer that declares `_step_supports_amp_scaling`.
@@ -148,10 +205,9 @@ class Optimizer(Stateful):
             clip_eps=self.clip_eps,
         )
 
-    def _skip(self, verdict: Verdict, grads: Sequence[Tensor | None]) -> None:
+    def _skip(self, verdict: Verdict, names: tuple[str, ...]) -> None:
         self.skipped += 1
         self.consecutive_skips += 1
-        names = culprits(zip(self._names(), grads, strict=True))
         self.last_verdict = replace(verdict, culprits=names)
         shown = ", ".join(names[:3]) or "the loss scaler's own check"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -162,10 +218,17 @@ class Optimizer(Stateful):
                 "lower the learning rate or look at the data (nothing was changed by these steps)."
             )
 
-    def _bucket(self, lot: Lot, grads: Sequence[Any], verdict: Verdict) -> Bucket:
-        group = self.param_groups[lot.group]
-        h = expand({name: group[name] for name in lot.rule.hyper}, lot.taken + 1)
-        scale = (-1.0 if group["maximize"] else 1.0) * (1.0 if verdict.scale is None else verdict.scale)
+    def _bucket(self, lot: Lot, grads: Sequence[Any], verdict: Verdict | None) -> Bucket:
+        """What an engine is given; without a verdict it finds the scale itself, and reads tensors itself."""
+        group, tensors = self.param_groups[lot.group], dict[str, Tensor]()
+        hyper = {name: group[name] for name in lot.rule.hyper}
+        if verdict is None:
+            h, tensors = expand_there(hyper, lot.taken + 1, lot.params[0].device)
+        else:
+            h = expand(hyper, lot.taken + 1)
+        scale = -1.0 if group["maximize"] else 1.0
+        if verdict is not None and verdict.scale is not None:
+            scale *= verdict.scale
         h.scale = None if scale == 1.0 else scale
         h.clip_value = self.max_grad_value
         h.l2 = getattr(h, "weight_decay", 0.0) or None
@@ -179,7 +242,12 @@ class Optimizer(Stateful):
             ordinals=lot.members,
             seed=self.seed,
             telemetry=self._observe,
+            tensors=tensors,
         )
+
+    def _reconcile(self) -> None:
+        self._settle()  # before anything is saved, loaded or added
+        super()._reconcile()
 
     def telemetry(self) -> dict[str, dict[str, float]]:
         """Of every parameter that moved in the last committed step: `grad_norm` (as clipped, before L2
@@ -187,6 +255,7 @@ class Optimizer(Stateful):
         moved and did not because of how the parameter is stored."""
         if not self._observe:
             raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
+        self._settle()
         names = self._names()
         return {
             names[i]: {
@@ -202,7 +271,8 @@ class Optimizer(Stateful):
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers put a wrapped `step` of this very object into `__dict__`; a copy must not carry it. What
         # is made anew is left out.
-        made = ("_engine", "_layout", "_codecs")
+        self._settle()
+        made = ("_engine", "_layout", "_codecs", "_owed")
         own = {
             k: v for k, v in self.__dict__.items() if "hook" not in k and k not in made and not callable(v)
         }

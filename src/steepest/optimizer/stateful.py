@@ -194,7 +194,7 @@ class Stateful(torch.optim.Optimizer):
     def _check_groups(self) -> None:
         for i, (group, beside) in enumerate(zip(self.param_groups, self._beside, strict=True)):
             rule = self._rules[group["rule"]]
-            check(rule, group, f"group {i}")
+            check(rule, _readable(rule, group), f"group {i}")
             for place, schedule in beside.schedules.items():
                 if abs(get(group, place) - schedule(self.committed)) > 1e-6 * abs(schedule(self.committed)):
                     raise SteepestError(
@@ -320,6 +320,17 @@ class Stateful(torch.optim.Optimizer):
                 state[index] = interchange.to_torch(rule.name, self.name_of(g, i), decoded, p.dtype)
         groups = [interchange.torch_group(group) for group in packed["param_groups"]]
         return {"state": state, "param_groups": groups}
+
+
+def _readable(rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's hyperparameters, with defaults for numbers that lie on another device: to read those would
+    be to wait for it."""
+
+    def there(value: Any) -> bool:
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        return any(isinstance(part, Tensor) and part.device.type != "cpu" for part in parts)
+
+    return {k: of.default if there(group[k]) else group[k] for k, of in rule.hyper.items()}
 
 
 def _is_trained(p: Tensor) -> bool:

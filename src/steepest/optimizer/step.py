@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name
-from steepest.contract import Codec, Rule, SteepestError
+from steepest.contract import Codec, Live, Rule, SteepestError, expand, names_of_pair
+from steepest.engines import Pending
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 
@@ -49,11 +50,58 @@ class Lot:
             all(map(is_, map(itemgetter(name), self.states), column)) for name, column in self.stored.items()
         )
 
-    def advance(self) -> None:
-        """Count one more step."""
-        self.taken += 1
+    def advance(self, steps: int = 1) -> None:
+        """Count so many more steps, or fewer."""
+        self.taken += steps
         for state in self.states:
             state["step"] = self.taken
+
+
+@dataclass(slots=True)
+class Owed:
+    """A deferred step that has been counted as if it were committed, until its verdict is read.
+
+    counted: the steps counted, 1, or 0 for a step that was only recorded.  telemetry: as it was before.
+    """
+
+    pending: Pending
+    lots: list[Lot]
+    counted: int
+    telemetry: list[Any]
+
+    def members(self) -> list[int]:
+        """The places of the parameters whose gradients were given, in the order of the gradients."""
+        return [place for lot in self.lots for place in lot.members]
+
+
+class Settled:
+    """An attribute that a deferred step may change: whoever reads it waits for that step's verdict."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        if optimizer is None:
+            return self
+        optimizer._settle()
+        return optimizer.__dict__[self._name]
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        optimizer.__dict__[self._name] = value
+
+
+def expand_there(hyper: Mapping[str, Any], t: int, device: torch.device) -> tuple[Live, dict[str, Tensor]]:
+    """`contract.expand`, but tensors on this device are not read: they come second, and 1 stands for them."""
+    tensors = {}
+    numbers: dict[str, Any] = {}
+    for name, value in hyper.items():
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        parts = list(value) if pair else [value]
+        for i, (part, own) in enumerate(zip(parts, names_of_pair(name) if pair else (name,), strict=True)):
+            if isinstance(part, Tensor) and part.device == device:
+                tensors[own], parts[i] = part, 1.0
+        numbers[name] = tuple(parts) if pair else parts[0]
+    return expand(numbers, t), tensors
 
 
 CodecsOf: TypeAlias = Callable[[int, Tensor], tuple[Rule, Mapping[str, Codec]]]

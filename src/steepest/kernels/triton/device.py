@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """What printed kernels call: functions of the device that no rule changes.
 
 Imported by printed text alone, for it needs triton. Whole numbers wrap around on purpose; `tl.add` and
