@@ -34,7 +34,7 @@ def find_kernel(bucket: Bucket, vectors: tuple[tuple[str, str], ...]) -> Kernel 
         try:
             known[key] = build(rule, h, bucket.codecs, bucket.grads[0].dtype, dict(vectors), bucket.telemetry)
         except Exception as error:  # whatever a proxy provokes in a formula; a true error shows in foreach
-            log.info("%s runs on the foreach engine: %s", rule.name, error)
+            log.warning("%s runs on the foreach engine, without kernels: %s", rule.name, error)
             known[key] = None
     return known[key]
 

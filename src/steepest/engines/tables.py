@@ -49,6 +49,7 @@ class Tables:
         self.constants = np.zeros((max(groups, default=0) + 1, len(kernel.schedule.host)), np.float32)
         self._scalars = np.zeros((count, len(kernel.schedule.scalars)), np.float32)
         self._counter = np.zeros(1, np.int64)
+        self._shares = -(-sum(shape.numel() for shape in shapes) // PIECE)
         self._give_scratch()
         self._prepare()
 
@@ -107,14 +108,15 @@ class Tables:
 
     def point(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Say where the tensors of this name lie."""
-        self.pointers[:, self.columns[name]] = [t.data_ptr() for t in tensors]
+        self.pointers[:, self.columns[name]] = list(map(Tensor.data_ptr, tensors))
 
     def run(self) -> None:
         """All passes and folds."""
         for function, arguments, count in self._calls:
             self._counter[0] = 0
-            run_on_all_cores(function, arguments, count)
+            run_on_all_cores(function, arguments, min(count, self._shares))
 
     def totals(self) -> NDArray[np.float64]:
         """The reported sums of each tensor, [tensors, sums]: the last columns that the last pass wrote."""
-        return np.add.reduceat(self.sums, self.firsts, axis=0)
+        width = len(self.kernel.schedule.code.sums)
+        return np.add.reduceat(self.sums, self.firsts, axis=0)[:, -width:]

@@ -21,13 +21,13 @@ Team = Callable[[int, int, int], None]
 """team(function, argument, threads): calls the function in so many threads, and waits for all."""
 
 
-def run_on_all_cores(function: int, argument: int, pieces: int) -> None:
-    """Call the function at this address with this pointer, in as many threads as torch uses or as there are
-    pieces of work."""
-    threads = min(torch.get_num_threads(), pieces)
+def run_on_all_cores(function: int, argument: int, shares: int) -> None:
+    """Call the function at this address with this pointer, in as many threads as torch uses, but no more than
+    the work has shares that are worth a thread."""
+    threads = min(torch.get_num_threads(), shares)
     if threads > 1:
         _team(os.getpid())(function, argument, threads)
-    elif pieces:
+    elif shares:
         _call(function)(argument)
 
 

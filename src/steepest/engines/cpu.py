@@ -1,0 +1,163 @@
+"""Steps on a CPU by compiled kernels: tables of addresses are filled, and each pass is one launch.
+
+Parameters that one kernel serves (same rule, codecs, types; same kind of shape) form a plan, across groups
+and step counts: what differs between them is data in tables. What a bucket holds may be kept from step to
+step as long as its lists are the same objects; addresses of gradients and of states are read anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.codecs import stored_name, tensor_key
+from steepest.engines.bucket import Bucket
+from steepest.engines.classes import TYPES, Place, always, classify, part_of, signature
+from steepest.engines.foreach import Foreach
+from steepest.engines.norms import global_norm
+from steepest.engines.tables import Tables
+from steepest.kernels import Kernel, available, prepass
+from steepest.kernels.llvm import FACTS
+
+log = logging.getLogger("steepest")
+
+_prepass = cache(prepass)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Tensors that one kernel serves. groups: the buckets by number.  columns: stored tensors by name.
+    whole: whether these are all of one bucket, in its order.  ordinals: of each group, for the noise."""
+
+    tables: Tables
+    places: list[Place]
+    groups: list[int]
+    columns: dict[str, list[Tensor]]
+    whole: bool
+    ordinals: list[Any]
+
+
+class Cpu:
+    """The kernels of the CPU, and what it takes to run them."""
+
+    def __init__(self) -> None:
+        self._signature: Any = None
+        self._kept: Any = None
+        self._plans: list[Plan] = []
+        self._rest: list[tuple[int, list[int]]] = []
+        self._norms: dict[torch.dtype, tuple[list[int], Tables]] = {}
+        self._foreach = Foreach()
+
+    # ------------------------------------------------------------ the norm
+
+    def measure(self, grads: Sequence[Tensor]) -> float:
+        """As `Engine.measure`: the sums of squares of all tensors of a type in one launch."""
+        if not self._can_read(grads):
+            return global_norm(grads)
+        square = 0.0
+        for dtype in dict.fromkeys(g.dtype for g in grads):
+            own = [g for g in grads if g.dtype is dtype]
+            tables = self._norm_tables(dtype, [g.numel() for g in own])
+            tables.point("g", own)
+            tables.run()
+            total, bad = tables.sums.sum(0)
+            if bad:
+                return math.nan
+            square += total
+        return math.sqrt(square) if math.isfinite(square) else global_norm(grads)
+
+    def _can_read(self, grads: Sequence[Tensor]) -> bool:
+        known = {g.layout for g in grads} <= {torch.strided} and {g.dtype for g in grads} <= {*TYPES}
+        here = known and all([g.is_cpu for g in grads])
+        return here and all(map(Tensor.is_contiguous, grads)) and self.serves()
+
+    def _norm_tables(self, dtype: torch.dtype, sizes: list[int]) -> Tables:
+        known = self._norms.get(dtype)
+        if known is None or known[0] != sizes:
+            tables = Tables(_prepass(dtype), [torch.Size([n]) for n in sizes], [0] * len(sizes))
+            self._norms[dtype] = known = sizes, tables
+        return known[1]
+
+    def serves(self) -> bool:
+        """Whether kernels can be compiled here; says once why not."""
+        why = available()
+        if why is not None:
+            complain(why)
+        return why is None
+
+    # ------------------------------------------------------------ the step
+
+    def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
+        """As `Engine.run`."""
+        if not self.serves():
+            return self._foreach.run(buckets)
+        signatures = [signature(bucket) for bucket in buckets]
+        if signatures != self._signature:
+            self._signature = None
+            self._plan(buckets)
+            self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
+            self._signature = signatures
+        sums = [torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets]
+        for plan in self._plans:
+            self._run(plan, buckets)
+            self._report(plan, sums)
+        for b, indices in self._rest:
+            found = self._foreach.run([part_of(buckets[b], indices)])[0]
+            if (own := sums[b]) is not None and found is not None:
+                own[indices] = found
+        return list(sums)
+
+    def _plan(self, buckets: Sequence[Bucket]) -> None:
+        classes, self._rest = classify(buckets, "cpu")
+        self._plans = [self._plan_of(kernel, places, buckets) for kernel, places in classes]
+
+    def _plan_of(self, kernel: Kernel, places: list[Place], buckets: Sequence[Bucket]) -> Plan:
+        groups = list(dict.fromkeys(b for b, _ in places))
+        shapes = [buckets[b].params[i].shape for b, i in places]
+        tables = Tables(kernel, shapes, [groups.index(b) for b, _ in places])
+        tables.point("p", [buckets[b].params[i] for b, i in places])
+        codecs = buckets[groups[0]].codecs
+        names = [stored_name(slot, part) for slot, codec in codecs.items() for part in codec.parts]
+        columns = {n: [buckets[b].stored[n][i] for b, i in places] for n in names if n != "p"}
+        whole = len(groups) == 1 and len(places) == len(buckets[groups[0]].params)
+        ordinals = [
+            np.array([buckets[b].ordinals[i] for c, i in places if c == b], np.uint64) for b in groups
+        ]
+        return Plan(tables, places, groups, columns, whole, ordinals)
+
+    def _run(self, plan: Plan, buckets: Sequence[Bucket]) -> None:
+        tables, kernel = plan.tables, plan.tables.kernel
+        grads = buckets[plan.groups[0]].grads if plan.whole else [buckets[b].grads[i] for b, i in plan.places]
+        if not all(map(Tensor.is_contiguous, grads)):
+            grads = [g.contiguous() for g in grads]
+        tables.point("g", grads)
+        for name, tensors in plan.columns.items():
+            tables.point(name, tensors)
+        for row, b in enumerate(plan.groups):
+            tables.constants[row] = kernel.constants(always(buckets[b].h))
+            if kernel.draws:
+                own = tables.facts[:, FACTS.index("group")] == row
+                keys = tensor_key(buckets[b].seed, buckets[b].h.t, plan.ordinals[row])
+                for name, key in zip(("key0", "key1"), keys, strict=True):
+                    tables.facts[own, FACTS.index(name)] = key
+        tables.run()
+
+    def _report(self, plan: Plan, sums: Sequence[Tensor | None]) -> None:
+        """The telemetry of a plan's tensors, to the places of their buckets."""
+        if plan.tables.kernel.schedule.code.sums:
+            for (b, i), row in zip(plan.places, plan.tables.totals(), strict=True):
+                sums[b][i] = torch.from_numpy(row)  # type: ignore[index]
+
+
+@cache
+def complain(why: str) -> None:
+    """Say once in a process why there are no kernels."""
+    log.warning("the CPU runs without kernels of its own, on the foreach engine: %s", why)
