@@ -33,17 +33,20 @@ def round_bf16(x):
 def tanh(x):
     e = tl.exp(-2.0 * tl.abs(x).to(tl.float64))
     y = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0.0, -y, y).to(tl.float32)
+    near = tl.abs(x) < 1e-4  # tanh x is x there, and 1 - e nothing
+    return tl.where(near, x, tl.where(x < 0.0, -y, y).to(tl.float32))
 
 
 @triton.jit
 def power(x, y):
-    """x to the y in float64; NaN for a negative x and a y that is not whole."""
-    x, y = x.to(tl.float64), y.to(tl.float64)
+    """x to the y in float64; NaN for a finite negative x and a y that is not whole."""
+    x, y = tl.broadcast(x.to(tl.float64), y.to(tl.float64))
     size = tl.exp(y * tl.log(tl.abs(x)))
-    odd = tl.floor(y * 0.5) * 2.0 != y
-    signed = tl.where(x < 0.0, tl.where(odd, -size, size), size)
-    known = tl.where((x < 0.0) & (tl.floor(y) != y), float("nan"), signed)
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
+    negative = (x < 0.0) | (1.0 / x < 0.0)  # also -0
+    signed = tl.where(negative & odd, -size, size)
+    known = tl.where((x < 0.0) & (x > float("-inf")) & (whole == 0), float("nan"), signed)
     return tl.where((y == 0.0) | (x == 1.0), 1.0, known)
 
 

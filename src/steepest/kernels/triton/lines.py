@@ -22,7 +22,6 @@ PLAIN: Mapping[str, str] = {
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     "tanh": "device.tanh({0})",
-    "pow": "device.power({0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "iadd": "tl.add({0}, {1}, sanitize_overflow=False)",
@@ -67,11 +66,22 @@ def instruction(text: Text, v: Value) -> str:
         kind = Type.INT if Type.INT in types else Type.FLOAT
         a, b = (text.use(x, kind) for x in v.args)
         return f"{a} {COMPARE[v.op]} {b}"
+    if v.op == "pow":
+        return _power(text, v)
     if v.op == "select":
         return _select(text, v)
     if v.op == "random":
         return f"device.word(place, key0, key1, {v.attr * 0xC2B2AE35 & 0xFFFFFFFF})"
     raise Untraceable(f"the GPU printer has no instruction for {v.op}.")
+
+
+def _power(text: Text, v: Value) -> str:
+    x, y = (text.use(a, Type.FLOAT) for a in v.args)
+    if y == "2.0":
+        return f"{x} * {x}"
+    full = [f"tl.full((), {text.use(a, Type.FLOAT)}, tl.float32)" for a in v.args]
+    x, y = (f if text.values[a].op == "literal" else o for a, f, o in zip(v.args, full, (x, y), strict=True))
+    return f"device.power({x}, {y}).to(tl.float32)"
 
 
 def _select(text: Text, v: Value) -> str:
