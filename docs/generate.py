@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,6 +90,16 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
 
 
+def _leaves(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, command) of every command, also inside groups: "bench step"."""
+    for name, command in sorted(group.commands.items()):
+        full = f"{above} {name}".strip()
+        if hasattr(command, "commands"):
+            yield from _leaves(command, full)
+        else:
+            yield full, command
+
+
 def commands() -> str:
     """Every command with its arguments and options, as `--help` gives them."""
     from typer.main import get_command
@@ -96,7 +107,7 @@ def commands() -> str:
     from steepest.cli.app import app
 
     parts = []
-    for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
+    for name, command in _leaves(get_command(app)):
         rows = []
         for parameter in command.params:
             if parameter.name != "help":

@@ -73,11 +73,22 @@ def sentence(answer: Answer, words: str, code: int = 1) -> None:
 
 # ---------------------------------------------------------------------- what it teaches
 
-COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+
+def leaves(group: Any, above: str = "") -> dict[str, Any]:
+    """Every command, also inside groups: "bench step"."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        full = f"{above} {name}".strip()
+        found |= leaves(command, full) if hasattr(command, "commands") else {full: command}
+    return found
+
+
+COMMANDS = leaves(get_command(app))
 
 
 def test_the_commands_are_these() -> None:
-    assert sorted(COMMANDS) == ["bench", "compare", "kernels", "optimizers", "report", "train"]
+    names = ["bench step", "compare", "kernels show", "optimizers", "report", "train"]
+    assert sorted(COMMANDS) == names
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -86,7 +97,7 @@ def test_every_command_and_option_is_documented(name: str) -> None:
     assert len(command.help) > 40
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"{name} {parameter.name} says nothing"
-    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0
     for parameter in command.params:
         for option in parameter.opts:
@@ -462,3 +473,22 @@ def test_a_study_where_all_diverges_ends_in_a_sentence(
     assert answer.code == 1 and "Traceback" not in answer.err
     assert "no trial finished" in answer.err
     assert (tmp_path / "s" / "report.html").exists()
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [("listing", "for every element:"), ("llvm", "define void @pass_0"), ("triton", "tl.load")],
+)
+def test_kernels_are_shown_in_every_form(call: Call, to: str, says: str) -> None:
+    code, out, _ = call("kernels", "show", "lamb", "--codec", "int8", "--to", to)
+    assert code == 0 and says in out and out.startswith("# lamb, int8: 2 passes, 26.19 bytes a parameter")
+
+
+def test_kernels_explain_what_they_cannot_show(call: Call) -> None:
+    sentence(call("kernels", "show", "lamm"), "did you mean 'lamb'")
+    sentence(call("kernels", "show", "lamb", "--codec", "int9"), "did you mean 'int8'")
+    sentence(call("kernels", "show", "lamb", "--shape", "3y"), "whole numbers joined by x")
+    sentence(call("kernels", "show", "adamw", "--codec", "bf16_rn"), "use 'bf16'")

@@ -82,5 +82,5 @@ def test_every_command_and_option_is_documented():
     rows = re.findall(r"^\| `.*$", text, re.MULTILINE)
     assert len(rows) >= 15
     assert all(len(row.split("|")[2].strip()) > 10 for row in rows), "an option without help"
-    for name in ("compare", "train", "report", "optimizers"):
+    for name in ("compare", "train", "report", "optimizers", "bench step", "kernels show"):
         assert f"## steepest {name}\n" in text

@@ -120,10 +120,12 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
         if stochastic:
             k = to_int(root * levels)
             f = to_float(k)
-            below, above = f * f, f * f + (2 * f + 1)
+            below, step = f * f, 2 * f + 1  # from k to k + 1, in squares
             if not signed:
-                below, above = below * below, above * above
-            up = to_float(noise(12)) * (above - below) < (y * last - below) * 4096.0
+                above = below + step
+                below = below * below
+                step = above * above - below
+            up = to_float(noise(12)) * step < (y * last - below) * 4096.0
             k = k + where(up, 1, 0)
         else:
             k = to_int(root * levels + 0.5)

@@ -76,7 +76,7 @@ class Cpu:
 
     def _can_read(self, grads: Sequence[Tensor]) -> bool:
         known = {g.layout for g in grads} <= {torch.strided} and {g.dtype for g in grads} <= {*TYPES}
-        here = known and all([g.is_cpu for g in grads])
+        here = known and all(g.is_cpu for g in grads)
         return here and all(map(Tensor.is_contiguous, grads)) and self.serves()
 
     def _norm_tables(self, dtype: torch.dtype, sizes: list[int]) -> Tables:

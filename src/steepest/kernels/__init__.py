@@ -3,6 +3,7 @@
 from steepest.kernels.build import Kernel, build, prepass
 from steepest.kernels.compile import available, cache_folder
 from steepest.kernels.launch import run_on_all_cores
+from steepest.kernels.listing import listing
 from steepest.kernels.schedule import Fold
 from steepest.kernels.trace import Graph, Kind, Node, Untraceable, structure, trace
 
@@ -16,6 +17,7 @@ __all__ = [
     "available",
     "build",
     "cache_folder",
+    "listing",
     "prepass",
     "run_on_all_cores",
     "structure",

@@ -249,6 +249,15 @@ class Optimizer(Stateful):
         self._settle()  # before anything is saved, loaded or added
         super()._reconcile()
 
+    @torch.no_grad()
+    def buckets(self) -> list[Bucket]:
+        """What the engine would be given for the present gradients, not clipped: for looking at."""
+        self._settle()
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        lots = self._lay_out(params, grads).lots
+        return [self._bucket(lot, grads, Verdict(True, 1.0)) for lot in lots]
+
     def telemetry(self) -> dict[str, dict[str, float]]:
         """Of every parameter that moved in the last committed step: `grad_norm` (as clipped, before L2
         decay), `update_norm`, `param_norm` after it, and `lost`, the number of elements that should have
