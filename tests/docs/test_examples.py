@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "library.md", *sorted((DOCS / "optimizers").glob("*.md"))]
+PAGES = [DOCS / "library.md", DOCS / "kernels.md", *sorted((DOCS / "optimizers").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
