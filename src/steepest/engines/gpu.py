@@ -24,7 +24,7 @@ from steepest.engines.foreach import Foreach
 from steepest.engines.gpu_tables import Compiled, Mirror, Tables, capturing
 from steepest.engines.gpu_verdict import Court
 from steepest.kernels import Kernel, Untraceable
-from steepest.kernels.triton import FACTS, load, print_triton
+from steepest.kernels.triton import load, print_triton
 
 log = logging.getLogger("steepest")
 
@@ -194,9 +194,9 @@ class Gpu:
         if plan.reports is not None:
             from steepest.kernels.triton import device as functions
 
-            partials, tensors = plan.tables.partials[-1], len(plan.places)
-            arguments = plan.reports, plan.tables.facts, partials, control
-            start(functions.report, tensors, *arguments, FACTS=len(FACTS), WIDTH=partials.shape[1])
+            partials, pieces = plan.tables.partials[-1], plan.tables.pieces
+            arguments = plan.reports, *pieces, partials, control
+            start(functions.report, len(plan.places), *arguments, WIDTH=partials.shape[1])
 
 
 def _flat(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -47,6 +47,11 @@ class Mirror:
         values = np.asarray(values, self.array.dtype)
         if np.array_equal(self.array[where], values):
             return False
+        if capturing(self.device):
+            raise SteepestError(
+                "something a captured step reads has moved or changed; take a step before the capture, keep "
+                "gradients where they are with zero_grad(set_to_none=False), and make the rate a tensor."
+            )
         if self._copied is not None:  # the copy under way still reads them
             self._copied.synchronize()
         self.array[where] = values
@@ -57,11 +62,6 @@ class Mirror:
         """Bring the copy up to date; the host does not wait."""
         if not self._stale:
             return
-        if capturing(self.device):
-            raise SteepestError(
-                "something a captured step reads has moved or changed; take a step before the capture, keep "
-                "gradients where they are with zero_grad(set_to_none=False), and make the rate a tensor."
-            )
         self.device.copy_(self._host, non_blocking=True)
         self._stale = False
         if self.device.device.type == "cuda":
@@ -117,6 +117,7 @@ class Tables:
             facts[t] = [known[name] for name in FACTS]
             pieces += own
         self.facts = torch.from_numpy(facts).to(device)
+        self.pieces = [self.facts[:, FACTS.index(name)].contiguous() for name in ("first", "last")]
         self.work = torch.tensor(pieces, dtype=torch.int64).view(-1, len(WORK)).to(device)
         self.pointers = Mirror((len(shapes), len(self.columns)), torch.int64, device)
         self.live = Mirror((self.groups, max(1, len(compiled.printed.live))), torch.float64, device)

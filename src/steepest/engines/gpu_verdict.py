@@ -24,12 +24,15 @@ CONTROL = ("commit", "scale", "norm", "committed", "vetoed")
 
 @dataclass(slots=True)
 class Gradients:
-    """Gradients of one type. places: of each among all gradients."""
+    """Gradients of one type. places: of each among all gradients.  even: whether their sizes allow for wide
+    words.  aligned: whether their addresses do, too."""
 
     dtype: str
     places: list[int]
     pointers: Mirror
     work: Tensor
+    even: bool
+    aligned: bool = False
 
 
 class Court:
@@ -53,7 +56,8 @@ class Court:
             owners += [places[k] for k, _, _ in work]
             name = str(dtype).removeprefix("torch.")
             table = torch.tensor(work, dtype=torch.int64, device=device).view(-1, 3)
-            own = Gradients(name, places, Mirror((len(places),), torch.int64, device), table)
+            even = all(sizes[i][1] % 16 == 0 for i in places)
+            own = Gradients(name, places, Mirror((len(places),), torch.int64, device), table, even)
             self._gradients.append(own)
         self._owners = np.array(owners, np.int64)
         self._partials = torch.zeros(max(1, len(owners)), 2, dtype=torch.float64, device=device)
@@ -63,7 +67,8 @@ class Court:
 
     def point(self, grads: Sequence[Tensor]) -> None:
         for own in self._gradients:
-            own.pointers.put(slice(None), [grads[i].data_ptr() for i in own.places])
+            if own.pointers.put(slice(None), [grads[i].data_ptr() for i in own.places]):
+                own.aligned = own.even and bool((own.pointers.array % 16 == 0).all())
 
     def decide(self, request: Request, launch: Launcher) -> None:
         """Leave the verdict in `control`."""
@@ -80,6 +85,7 @@ class Court:
                     self._functions.measure,
                     len(own.work),
                     *(own.pointers.device, own.work, partials),
+                    ALIGNED=own.aligned,
                     TYPE=own.dtype,
                     TILE=TILE,
                 )
@@ -111,7 +117,7 @@ class Court:
         new = np.array(counts) - self._counted
         self._counted = np.array(counts)
         bad: list[int] = []
-        if not commit and self._looked:
+        if not commit and self._looked and not capturing(self.control):
             found = self._partials[: len(self._owners), 1].cpu().numpy()
             bad = sorted(set(self._owners[found > 0].tolist()))
         return Outcome(int(new[0]), int(new[1]), norm, scale, tuple(bad))

@@ -342,5 +342,5 @@ def _choice(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
     choice = copy.copy(group["state"]), group["param"]
     if "_rn" not in str(group["state"]):
         return choice
-    h = vars(expand({name: group[name] for name in rule.hyper}, 1))
+    h = vars(expand(_readable(rule, group), 1))
     return *choice, *(h[slot.average] for slot in rule.slots.values() if slot.average)

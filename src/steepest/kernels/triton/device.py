@@ -92,7 +92,7 @@ def total(partials, first, last, WIDTH: tl.constexpr, COLUMN: tl.constexpr):
 
 
 @triton.jit
-def add_parts(base, count, parts, TILE: tl.constexpr, start):
+def add_parts(base, count, parts, start, TILE: tl.constexpr):
     """Vectors of `count` numbers, one for each of so many parts of a tensor, added up in the first."""
     at = start + tl.arange(0, TILE)
     own = tl.zeros((TILE,), tl.float32)
@@ -102,22 +102,22 @@ def add_parts(base, count, parts, TILE: tl.constexpr, start):
 
 
 @triton.jit
-def report(pointers, facts, partials, control, FACTS: tl.constexpr, WIDTH: tl.constexpr):
-    """The last four sums of a tensor, to where they are read."""
+def report(pointers, first, last, partials, control, WIDTH: tl.constexpr):
+    """The last four sums of the pieces first to last of a tensor, to where they are read."""
     if tl.load(control) == 0.0:
         return
     tensor = tl.program_id(0)
     to = tl.load(pointers + tensor).to(tl.pointer_type(tl.float64))
-    first, last = tl.load(facts + tensor * FACTS + 5), tl.load(facts + tensor * FACTS + 6)
+    own = tl.load(first + tensor), tl.load(last + tensor)
     for column in tl.static_range(4):
-        tl.store(to + column, total(partials, first, last, WIDTH, WIDTH - 4 + column))
+        tl.store(to + column, total(partials, own[0], own[1], WIDTH, WIDTH - 4 + column))
 
 
 # ------------------------------------------------------------ the verdict
 
 
 @triton.jit
-def measure(pointers, work, partials, TYPE: tl.constexpr, TILE: tl.constexpr):
+def measure(pointers, work, partials, ALIGNED: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr):
     """One piece of one gradient: the sum of its squares, and how many elements are not finite.
 
     Squares are float64: no finite gradient overflows.
@@ -126,6 +126,9 @@ def measure(pointers, work, partials, TYPE: tl.constexpr, TILE: tl.constexpr):
     own = work + piece.to(tl.int64) * 3
     tensor, first, last = tl.load(own), tl.load(own + 1), tl.load(own + 2)
     g_at = tl.load(pointers + tensor)
+    first = tl.multiple_of(first, TILE)
+    if ALIGNED:
+        g_at, last = tl.multiple_of(g_at, 16), tl.multiple_of(last, 16)
     squares = tl.zeros((TILE,), tl.float64)
     bad = tl.zeros((TILE,), tl.float64)
     for start in range(first, last, TILE):

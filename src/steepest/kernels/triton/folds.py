@@ -35,7 +35,7 @@ class FoldText(Text):
                 self.line(f"{self.name(i)} = tl.load({self.scalar(i)})")
         for i in self.own.sums:
             if self.values[i].domain is Domain.TENSOR:
-                pieces = "tl.load(facts + 5).to(tl.int32), tl.load(facts + 6).to(tl.int32)"
+                pieces = f"{self.fact('first')}.to(tl.int32), {self.fact('last')}.to(tl.int32)"
                 column = self.totals.index(i)
                 total = f"device.total(partials, {pieces}, {self.width}, {column})"
                 self.line(f"{self.name(i)} = {total}.to(tl.float32)")
@@ -59,9 +59,9 @@ class FoldText(Text):
             stored = self._stored(i)
             self.open_memory(stored)
             rows = self.values[i].domain is Domain.ROW
-            count, parts = ("1", "7") if rows else ("0", "8")
-            sizes = f"tl.load(facts + {count}), tl.load(facts + {parts})"
-            self.line(f"device.add_parts({address(stored)}, {sizes}, TILE, start)")
+            count, parts = ("rows", "row_parts") if rows else ("length", "column_parts")
+            sizes = f"{self.fact(count)}, {self.fact(parts)}"
+            self.line(f"device.add_parts({address(stored)}, {sizes}, start, TILE)")
         return self.function(name, GATHER)
 
     def _needed(self) -> list[int]:

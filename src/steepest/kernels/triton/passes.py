@@ -61,8 +61,8 @@ class PassText(Text):
         for used in self.used:
             self.open_memory(used)
         if any(v.op == "random" for v in self.values):
-            self.line("seed, ordinal, step = tl.load(facts + 9), tl.load(facts + 4), tl.load(steps + group)")
-            self.line("key0, key1 = device.tensor_key(seed, step, ordinal)")
+            seed, ordinal = self.fact("seed"), self.fact("ordinal")
+            self.line(f"key0, key1 = device.tensor_key({seed}, tl.load(steps + group), {ordinal})")
         self.line("lane = tl.arange(0, 128)[None, :]")
         if self.layout.gridded:
             self.line("per_row = ((length + 127) // 128).to(tl.int32)")

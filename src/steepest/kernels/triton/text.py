@@ -84,14 +84,15 @@ class Text:
     def open_tensor(self, needed: Iterable[int]) -> None:
         """Facts of a tensor, and those of these values that are the same for all its elements."""
         self.line(f"facts += tensor * {len(FACTS)}")
-        self.line("length, rows, group = tl.load(facts), tl.load(facts + 1), tl.load(facts + 3)")
+        for name in ("length", "rows", "group"):
+            self.line(f"{name} = {self.fact(name)}")
         with self.block("if ALIGNED:"):
             self.line("length = tl.multiple_of(length, 16)")
         for i in needed:
             v = self.values[i]
             if v.op == "input" and v.domain is Domain.TENSOR:
-                fact = FACTS.index("length" if v.attr == "columns" else v.attr)
-                self.line(f"{self.name(i)} = tl.load(facts + {fact}).to(tl.float32)")
+                fact = self.fact("length" if v.attr == "columns" else v.attr)
+                self.line(f"{self.name(i)} = {fact}.to(tl.float32)")
             elif i in self.constants:
                 at = f"group * {len(self.constants)} + {self.constants[i]}"
                 self.line(f"{self.name(i)} = tl.load(constants + {at})")
@@ -106,6 +107,10 @@ class Text:
         self.line(f"{at} = tl.load({where}).to(tl.pointer_type(tl.{type}))")
         with self.block("if ALIGNED:"):
             self.line(f"{at} = tl.multiple_of({at}, 16)")
+
+    def fact(self, name: str) -> str:
+        """A fact of the tensor whose facts these are."""
+        return f"tl.load(facts + {FACTS.index(name)})"
 
     def scalar(self, i: int) -> str:
         """Where a number of a tensor is kept between passes."""
