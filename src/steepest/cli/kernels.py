@@ -84,7 +84,7 @@ def _kernels(rule: str, codec: str, shape: str, options: dict[str, object], tele
     p = torch.zeros(size, dtype=storage.dtype)
     p.grad = torch.zeros_like(p)
     chosen = {**card.settings, **options, **storage.options()}
-    opt = Optimizer([p], card.rule, telemetry=telemetry, **chosen)  # type: ignore[arg-type]
+    opt = Optimizer([p], card.rule, telemetry=telemetry, **chosen)
     found, rest = classify(opt.buckets(), "cpu")
     if rest:
         raise SteepestError(f"{card.title} has no kernel for this shape; it runs on the foreach engine.")

@@ -131,7 +131,7 @@ class _Scheduler:
 
     def best(self) -> Schedule:
         early = [k for k, i in self.large.items() if self.level[i] < self.last and not _of_parameter(k)]
-        found = []
+        found: list[tuple[float, int, list[Pass]]] = []
         for chosen in itertools.product((False, True), repeat=len(early)):
             at = dict.fromkeys(self.large, self.last)
             at |= {k: self.level[self.large[k]] for k, yes in zip(early, chosen, strict=True) if yes}
