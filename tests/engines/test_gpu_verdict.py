@@ -20,6 +20,7 @@ from laws.cases import CARD_CASES, slots_of, tensors
 from steepest import SteepestError, schedules
 from steepest.engines import gpu, gpu_tables, gpu_verdict
 from steepest.engines.fused import Fused
+from steepest.optimizer.step import expand_there
 
 SHAPES = [(4, 3), (3,), (40, 130)]
 
@@ -235,6 +236,16 @@ def test_what_no_kernel_serves_is_stepped_beside_the_rest():
     (own,) = opts[0]._engine._gpus.values()
     assert own._rest and own._plans
     close(*opts)
+
+
+def test_a_number_on_another_device_is_never_read():
+    """To read it would be to wait for that device; a tensor on "meta" cannot be read at all."""
+    opt = make(lr=0.01)
+    there = torch.tensor(0.5, device="meta")
+    opt.param_groups[0]["lr"], opt.param_groups[0]["betas"] = there, (0.9, there)
+    opt._check_groups()
+    h, tensors = expand_there({"lr": there, "betas": (0.9, there), "eps": 1e-8}, 3, there.device)
+    assert tensors.keys() == {"lr", "beta2"} and (h.beta1, h.eps, h.t) == (0.9, 1e-8, 3)
 
 
 # ------------------------------------------------------------ captured steps

@@ -151,6 +151,15 @@ def test_kernels_compile_without_a_gpu_and_move_wide_words_where_memory_is_align
             assert ("fma.rn.f32" in text and "div.rn.f32" in text) or name == "adafactor"
 
 
+def test_the_pass_over_gradients_moves_wide_words():
+    if (why := available()) is not None:
+        pytest.skip(why)
+    from steepest.kernels.triton import device
+
+    constants = {"ALIGNED": True, "TYPE": "bfloat16", "TILE": 1024}
+    assert re.search(r"ld\.global\S*\.v4\.b32", assembly(device.measure, constants, 4))
+
+
 def test_generated_files_name_no_place():
     texts = {printed(case).text for case in CASES[:5]}
     assert texts and not any(str(Path.home()) in text or "/work" in text for text in texts)

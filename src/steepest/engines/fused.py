@@ -28,6 +28,7 @@ class Fused(Engine):
     def __init__(self) -> None:
         self._cpu = Cpu()
         self._gpus: dict[torch.device, Gpu] = {}
+        self._refusals: dict[torch.device, str | None] = {}
 
     def measure(self, grads: Sequence[Tensor]) -> float:
         return self._cpu.measure(grads)
@@ -50,12 +51,16 @@ class Fused(Engine):
     def _compiles(self, device: torch.device) -> bool:
         if device.type != self.accelerator:
             return False
-        if (why := available()) is not None:
+        if device not in self._refusals:
+            self._refusals[device] = available() or self._gpu(device).refusal()
+        if (why := self._refusals[device]) is not None:
             _complain(why)
         return why is None
 
     def _gpu(self, device: torch.device) -> Gpu:
-        return self._gpus.setdefault(device, Gpu(device))
+        if device not in self._gpus:
+            self._gpus[device] = Gpu(device)
+        return self._gpus[device]
 
 
 @cache

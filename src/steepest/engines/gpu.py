@@ -3,6 +3,10 @@
 Each pass is one launch for all parameters of a plan. Live numbers lie in a table on the device, and the step
 count of every group is counted there, by committed steps alone, so that a veto is exact even where the host
 learns of it a step later, or, in a CUDA graph, many steps later.
+
+A step may be captured. Take one before the capture; keep gradients where they are, with
+`zero_grad(set_to_none=False)`; let what changes (the learning rate) be a tensor on the device. Counters and
+the last verdict are read from the device when somebody asks for them, and then wait for it.
 """
 
 from __future__ import annotations
@@ -60,6 +64,20 @@ class Gpu:
         self._always = torch.ones(2, dtype=torch.float64, device=device)
         self._foreach = Foreach()
 
+    def refusal(self) -> str | None:
+        """None if Triton compiles and launches here, else why not: it may find no C compiler, no driver."""
+        self._refuse_capture()
+        try:
+            with self._on():
+                Court([], self._device).decide(Request(looks=False, max_norm=None, clip_eps=0.0), start)
+        except Exception as error:  # whatever an installation lacks; the foreach engine serves then
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _refuse_capture(self) -> None:
+        if capturing(self._always):
+            raise SteepestError("the first step may not be captured; take one before the capture begins.")
+
     # ------------------------------------------------------------ steps
 
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
@@ -108,8 +126,7 @@ class Gpu:
         signatures = [(signature(b), b.seed, id(b.ordinals)) for b in buckets]
         if signatures == self._signature and not self._moved(buckets):
             return
-        if capturing(self._always):
-            raise SteepestError("the first step may not be captured; take one before the capture begins.")
+        self._refuse_capture()
         self._signature = None
         self._kept = [(b.params, b.stored, b.ordinals) for b in buckets]  # so that their ids are not taken
         self._sums = [

@@ -125,7 +125,12 @@ def measure(pointers, work, partials, ALIGNED: tl.constexpr, TYPE: tl.constexpr,
     piece = tl.program_id(0)
     own = work + piece.to(tl.int64) * 3
     tensor, first, last = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    g_at = tl.load(pointers + tensor)
+    if TYPE == "bfloat16":
+        g_at = tl.load(pointers + tensor).to(tl.pointer_type(tl.int16))
+    elif TYPE == "float16":
+        g_at = tl.load(pointers + tensor).to(tl.pointer_type(tl.float16))
+    else:
+        g_at = tl.load(pointers + tensor).to(tl.pointer_type(tl.float32))
     first = tl.multiple_of(first, TILE)
     if ALIGNED:
         g_at, last = tl.multiple_of(g_at, 16), tl.multiple_of(last, 16)
@@ -133,13 +138,8 @@ def measure(pointers, work, partials, ALIGNED: tl.constexpr, TYPE: tl.constexpr,
     bad = tl.zeros((TILE,), tl.float64)
     for start in range(first, last, TILE):
         at = start + tl.arange(0, TILE)
-        if TYPE == "bfloat16":
-            b = tl.load(g_at.to(tl.pointer_type(tl.int16)) + at, mask=at < last, other=0).to(tl.int32) << 16
-            g = from_bits(b)
-        elif TYPE == "float16":
-            g = tl.load(g_at.to(tl.pointer_type(tl.float16)) + at, mask=at < last, other=0.0).to(tl.float32)
-        else:
-            g = tl.load(g_at.to(tl.pointer_type(tl.float32)) + at, mask=at < last, other=0.0)
+        g = tl.load(g_at + at, mask=at < last, other=0)
+        g = from_bits(g.to(tl.int32) << 16) if TYPE == "bfloat16" else g.to(tl.float32)
         wide = g.to(tl.float64)
         squares += wide * wide
         bad += tl.where((bits(g) & 0x7F800000) == 0x7F800000, 1.0, 0.0)
