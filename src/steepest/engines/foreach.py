@@ -25,7 +25,7 @@ from steepest.engines.workers import share
 from steepest.kernels.trace import structure, trace
 
 PIECE = 2**19
-"""Elements in a piece on a CPU: two MiB of float32 a list, chosen by `bench/foreach.py`."""
+"""Elements in a piece on a CPU: two MiB of float32 a list, chosen by measurement (docs/log.md)."""
 
 SMALL = 2**14
 """Tensors of fewer elements are gathered into lists on a CPU: their calls cost more than their bytes."""
