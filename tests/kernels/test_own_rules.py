@@ -46,6 +46,16 @@ def twice(p, g, s, h):
     return u + norm(u * u) * p * 1e-3, {"m": m}
 
 
+def across(p, g, s, h):
+    """Norms of different passes multiplied with each other."""
+    n = norm(g)
+    m = lerp(s.m, g / atleast(n, 1e-9), 1 - h.beta)
+    k = norm(m)
+    u = m / atleast(k * n, 1e-9)
+    w = norm(u - g)
+    return u + p * (n * k / atleast(w + n, 1e-9) * 1e-2), {"m": m}
+
+
 def branches(p, g, s, h):
     m = where(h.t > 2, lerp(s.m, g, 1 - h.beta), g)
     held = where((m > 0.5) | (m < -0.5), sign(m), m)
@@ -59,7 +69,7 @@ def keeps(p, g, s, h):
 
 KERNELS = [
     *[declare(f) for f in (smooth, powers, extremes, branches, keeps)],
-    *[declare(f, Scope.TENSOR) for f in (layered, twice)],
+    *[declare(f, Scope.TENSOR) for f in (layered, twice, across)],
 ]
 
 

@@ -24,7 +24,7 @@ from steepest.engines.classes import TYPES, Place, always, classify, part_of, si
 from steepest.engines.foreach import Foreach
 from steepest.engines.norms import global_norm
 from steepest.engines.tables import Tables
-from steepest.kernels import Kernel, available, prepass
+from steepest.kernels import Kernel, Untraceable, available, prepass
 from steepest.kernels.llvm import FACTS
 
 log = logging.getLogger("steepest")
@@ -117,7 +117,15 @@ class Cpu:
 
     def _plan(self, buckets: Sequence[Bucket]) -> None:
         classes, self._rest = classify(buckets, "cpu")
-        self._plans = [self._plan_of(kernel, places, buckets) for kernel, places in classes]
+        self._plans = []
+        for kernel, places in classes:
+            try:
+                self._plans.append(self._plan_of(kernel, places, buckets))
+            except (Untraceable, RuntimeError) as error:  # no instruction for it, or LLVM refuses the text
+                complain(str(error))
+                self._rest += [
+                    (b, [i for c, i in places if c == b]) for b in dict.fromkeys(b for b, _ in places)
+                ]
 
     def _plan_of(self, kernel: Kernel, places: list[Place], buckets: Sequence[Bucket]) -> Plan:
         groups = list(dict.fromkeys(b for b, _ in places))

@@ -236,6 +236,7 @@ class _Scheduler:
         small = {i for i in small if self.values[i].op != "input"}
         self.fold_of = {name: self._fold_of(name, i, passes) for name, i in self.small.items()}
         small |= {i for name, i in self.small.items() if self.fold_of[name] > self.level[i]}
+        self._keep_for_later(small)
         names = {i: f"kept.{i}" for i in small if self.values[i].domain is not Domain.TENSOR}
         work: list[Fold | Pass] = []
         host = {i for p in passes for i in p.small if self.values[i].domain is Domain.HOST}
@@ -259,6 +260,19 @@ class _Scheduler:
         constants = tuple(sorted(i for i in host if self.values[i].op != "literal"))
         scalars = tuple(sorted(i for i in small if self.values[i].domain is Domain.TENSOR))
         return Schedule(self.code, tuple(work), constants, scalars, vectors, moved)
+
+    def _keep_for_later(self, small: set[int]) -> None:
+        """Add to `small`, what is kept, everything of earlier folds that a later fold needs."""
+        for k in reversed(range(self.last + 2)):
+            ends = [i for i in small if self.level[i] == k]
+            ends += [i for name, i in self.small.items() if self.fold_of[name] == k]
+
+            def known(i: int, k: int = k) -> bool:
+                return self.level[i] < k or self._from_elements(i)
+
+            earlier = [i for i in self.code.cone(ends, known) if self.level[i] < k]
+            earlier = [i for i in earlier if self.values[i].domain in SMALL]
+            small |= {i for i in earlier if self.values[i].op != "input"}
 
     def _from_elements(self, i: int) -> bool:
         v = self.values[i]
