@@ -162,4 +162,5 @@ def test_the_pass_over_gradients_moves_wide_words():
 
 def test_generated_files_name_no_place():
     texts = {printed(case).text for case in CASES[:5]}
-    assert texts and not any(str(Path.home()) in text or "/work" in text for text in texts)
+    places = {str(Path.home()), str(Path.cwd())}
+    assert texts and not any(place in text for text in texts for place in places)
