@@ -102,6 +102,11 @@ def classify(
     return list(classes.values()), rest
 
 
+def by_bucket(places: Sequence[Place]) -> list[tuple[int, list[int]]]:
+    """The same places, bucket by bucket."""
+    return [(b, [i for c, i in places if c == b]) for b in dict.fromkeys(b for b, _ in places)]
+
+
 def part_of(bucket: Bucket, indices: Sequence[int]) -> Bucket:
     """A bucket of some of the parameters."""
 

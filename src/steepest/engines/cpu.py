@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steepest.codecs import stored_name, tensor_key
 from steepest.engines.bucket import Bucket
-from steepest.engines.classes import TYPES, Place, always, classify, part_of, signature
+from steepest.engines.classes import TYPES, Place, always, by_bucket, classify, part_of, signature
 from steepest.engines.foreach import Foreach
 from steepest.engines.norms import global_norm
 from steepest.engines.tables import Tables
@@ -123,9 +123,7 @@ class Cpu:
                 self._plans.append(self._plan_of(kernel, places, buckets))
             except (Untraceable, RuntimeError) as error:  # no instruction for it, or LLVM refuses the text
                 complain(str(error))
-                self._rest += [
-                    (b, [i for c, i in places if c == b]) for b in dict.fromkeys(b for b, _ in places)
-                ]
+                self._rest += by_bucket(places)
 
     def _plan_of(self, kernel: Kernel, places: list[Place], buckets: Sequence[Bucket]) -> Plan:
         groups = list(dict.fromkeys(b for b, _ in places))

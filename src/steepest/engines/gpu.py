@@ -23,7 +23,7 @@ from torch import Tensor
 from steepest.codecs import stored_name
 from steepest.contract import SteepestError
 from steepest.engines.bucket import Bucket, Pending, Request
-from steepest.engines.classes import Place, always, classify, part_of, signature
+from steepest.engines.classes import Place, always, by_bucket, classify, part_of, signature
 from steepest.engines.foreach import Foreach
 from steepest.engines.gpu_tables import Compiled, Mirror, Tables, capturing
 from steepest.engines.gpu_verdict import Court
@@ -138,7 +138,7 @@ class Gpu:
         for kernel, places in classes:
             plan = self._plan(kernel, places, buckets)
             if plan is None:
-                self._rest += _by_bucket(places)
+                self._rest += by_bucket(places)
             else:
                 self._plans.append(plan)
         self._signature = signatures
@@ -218,7 +218,3 @@ class Gpu:
 
 def _flat(grads: Sequence[Tensor]) -> list[Tensor]:
     return [g if g.is_contiguous() else g.contiguous() for g in grads]
-
-
-def _by_bucket(places: Sequence[Place]) -> list[tuple[int, list[int]]]:
-    return [(b, [i for c, i in places if c == b]) for b in dict.fromkeys(b for b, _ in places)]
