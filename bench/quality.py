@@ -1,7 +1,7 @@
 """What each codec costs in loss: paired differences to float32, and the tables of docs/quality.md.
 
     python bench/quality.py                    # every study, then the page; goes on where it was stopped
-    python bench/quality.py --study recipes    # one of them
+    python bench/quality.py --study recipes    # one of them, without the page
     python bench/quality.py --page             # only the page
 
 Each trial is a training of the embedded text. Trials that share a seed share initial weights and the order of
@@ -38,6 +38,7 @@ from steepest.data import Batches, seed_for, validation_batches
 from steepest.lab import Pool
 from steepest.lab.bench.cases import parse_storage
 from steepest.lab.bench.shapes import shapes_of
+from steepest.lab.pool import Job
 from steepest.lab.statistics import Difference, paired_difference
 from steepest.lab.trial import versions
 from steepest.models import presets, quiet
@@ -63,14 +64,9 @@ def llama(width: int, layers: int, vocab_size: int) -> nn.Module:
     """The embedded preset at another width and depth; heads stay 16 wide."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    changed = {
-        "hidden_size": width,
-        "intermediate_size": 8 * width // 3,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 16,
-        "num_key_value_heads": width // 16,
-        "initializer_range": round(0.02 * (768 / width) ** 0.5, 3),
-    }
+    sizes = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": width // 16, "num_key_value_heads": width // 16}
+    changed = {**sizes, **heads, "initializer_range": round(0.02 * (768 / width) ** 0.5, 3)}
     with quiet():
         return LlamaForCausalLM(LlamaConfig(**{**presets()["tiny"].arguments(vocab_size), **changed}))
 
@@ -80,19 +76,9 @@ w128x4 = partial(llama, 128, 4)
 
 SLOTS = ("bf16", "fp16", "fp8", "int8", "int4", "v=factored", "m=int8+v=factored")
 PARAMS = ("nearest/fp32", "bf16/fp32", "split24/fp32", "kahan/fp32", "split32/fp32")
-RECIPES = (
-    "nearest/int8",
-    "bf16/int8",
-    "bf16/fp8",
-    "bf16/m=int8+v=factored",
-    "split24/int8",
-    "split24/fp8",
-    "split24/int4",
-    "split24/m=int8+v=factored",
-    "split24/m=int4+v=factored",
-    "split32/int8",
-)
-BEST = ("split24/m=int8+v=factored", "split24/int4")
+BEST = ("split24/int4", "bf16/int8")
+FACTORED = ("split24/m=int8+v=factored", "split24/m=int4+v=factored", "bf16/m=int8+v=factored")
+RECIPES = (*BEST, *FACTORED, "nearest/int8", "bf16/fp8", "split24/int8", "split24/fp8", "split32/int8")
 CONTROL = "other engine"
 """float32 by an engine that rounds in another order: what a difference of the last bit grows to."""
 
@@ -113,28 +99,15 @@ class Study:
 SEEDS = tuple(KNOWN["seeds"])
 SIZES = tuple(f"quality:{name}" for name in ("w32", "w64", "w128", "w192"))
 LONG = "quality:w128x4"
+STEPS = KNOWN["config"]["steps"]
+RULES = ("adamw", "lion", "lamb", "adafactor", "rmsprop", "adagrad", "momentum")
 STUDIES = {
     "rules": Study(
-        "Every codec under every rule",
-        ("tiny",),
-        KNOWN["config"]["steps"],
-        SEEDS,
-        (*SLOTS, *PARAMS, CONTROL),
-        ("adamw", "lion", "lamb", "adafactor", "rmsprop", "adagrad", "momentum"),
+        "Every codec under every rule", ("tiny",), STEPS, SEEDS, (*SLOTS, *PARAMS, CONTROL), RULES
     ),
-    "recipes": Study(
-        "AdamW, parameters and slots together",
-        ("tiny",),
-        KNOWN["config"]["steps"],
-        (*SEEDS, 106, 107),
-        RECIPES,
-    ),
+    "recipes": Study("AdamW, parameters and slots", ("tiny",), STEPS, (*SEEDS, 106, 107), RECIPES),
     "rates": Study(
-        "Learning rates in float32",
-        (*SIZES, LONG),
-        300,
-        (KNOWN["tuning_seed"],),
-        rates=(0.002, 0.004, 0.008),
+        "Learning rates", (*SIZES, LONG), 300, (KNOWN["tuning_seed"],), rates=(1e-3, 2e-3, 4e-3, 8e-3)
     ),
     "sizes": Study("AdamW by size", SIZES, 300, SEEDS[:4], BEST),
     "long": Study("AdamW, a longer run", (LONG,), 1500, SEEDS[:3], BEST),
@@ -156,7 +129,7 @@ class Trial:
     def name(self) -> str:
         return f"{self.model} {self.steps} steps {self.rule} {self.storage} lr {self.lr:g} seed {self.seed}"
 
-    def config(self, options: Mapping[str, object]) -> RunConfig:
+    def config(self, options: Mapping[str, Any]) -> RunConfig:
         # Its own noise for every seed, so that the interval over seeds covers the luck of rounding too.
         optimizer = {
             "name": self.rule,
@@ -169,7 +142,7 @@ class Trial:
         return RunConfig(**{**KNOWN["config"], **own, "evals": 1, "validation_windows": WINDOWS})
 
 
-def way(storage: str) -> tuple[dict[str, object], bool]:
+def way(storage: str) -> tuple[dict[str, Any], bool]:
     """What an optimizer is given for a storage, and whether its parameters are bfloat16. "nearest/..." is
     bfloat16 parameters without a codec: each step rounds them to nearest."""
     if storage == CONTROL:
@@ -283,20 +256,27 @@ def measure(names: Sequence[str], out: Path, workers: int) -> dict[str, Any]:
     if record["versions"] != versions():
         raise SteepestError(f"{out} holds losses of other versions ({record['versions']}); move it away.")
     losses = record["losses"]
-    with Pool(final_loss, workers) as pool:
-        for name in names:
-            todo = [t for t in trials(STUDIES[name], losses) if t.name not in losses]
-            for trial in {t.model: t for t in todo}.values():
-                record["models"][trial.model] = size_of(trial)
-                print(f"{trial.model}: {record['models'][trial.model]}", flush=True)
-            before, start, count = record["seconds"], time.perf_counter(), len(todo)
-            jobs = [[(t.name, {"trial": t}) for t in todo]]
-            for done, (key, loss) in enumerate(pool.run(lambda jobs=jobs: jobs.pop() if jobs else []), 1):
-                losses[key] = loss
-                record["seconds"] = round(before + time.perf_counter() - start, 1)
-                write_atomic(out, json.dumps(record, indent=1) + "\n")
-                print(f"{name} {done} of {count}: {key}: {loss}", flush=True)
+    for name in names:
+        todo = [t for t in trials(STUDIES[name], losses) if t.name not in losses]
+        for trial in {t.model: t for t in todo}.values():
+            record["models"][trial.model] = size_of(trial)
+            print(f"{trial.model}: {record['models'][trial.model]}", flush=True)
+        before, start, jobs = record["seconds"], time.perf_counter(), [(t.name, {"trial": t}) for t in todo]
+        for key, loss in results(jobs, workers):
+            losses[key] = loss
+            record["seconds"] = round(before + time.perf_counter() - start, 1)
+            write_atomic(out, json.dumps(record, indent=1) + "\n")
+            left = sum(t.name not in losses for t in todo)
+            print(f"{name}, {left} left: {key}: {loss}", flush=True)
     return record
+
+
+def results(jobs: list[Job], workers: int) -> Iterator[tuple[str, float | None]]:
+    """(name, final loss) of every job as it ends."""
+    if jobs:
+        queue = [jobs]
+        with Pool(final_loss, workers) as pool:
+            yield from pool.run(lambda: queue.pop() if queue else [])
 
 
 def page(record: Mapping[str, Any], text: str) -> str:
@@ -308,37 +288,30 @@ def page(record: Mapping[str, Any], text: str) -> str:
     return "\n\n".join([before + START, *sections, END + rest.partition(END)[2]])
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One storage against float32: the paired difference over the seeds that finished, in nats."""
-
-    difference: Difference | None
-    diverged: int
-
-    def __str__(self) -> str:
-        if self.diverged or self.difference is None:
-            return f"**diverged {self.diverged} times**" if self.diverged else ""
-        text = f"{1e3 * self.difference.mean:+.1f} ± {1e3 * (self.difference.half_width or math.nan):.1f}"
-        return f"**{text}**" if self.difference.low is not None and self.difference.low > 0 else text
-
-
-def cell(study: Study, model: str, rule: str, storage: str, losses: Losses) -> Cell:
-    """Over the seeds whose trials are there, with and without the storage."""
+def gap(study: Study, model: str, rule: str, storage: str, losses: Losses) -> Difference | None:
+    """A storage against float32, in nats, over the seeds that have both; None if there are none. A run that
+    diverged counts as infinitely worse, which has no interval."""
     ours, theirs = (runs(study, model, rule, name, losses) for name in (storage, "fp32"))
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     pairs = [(a, b) for a, b in both if a is not None and b is not None]
-    lost = len(both) - len(pairs)
-    return Cell(paired_difference(*zip(*pairs, strict=True)) if pairs else None, lost)
+    if len(pairs) < len(both):
+        return Difference(math.inf, None, None, len(both), None)
+    return paired_difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
-def runs(study: Study, model: str, rule: str, storage: str, losses: Losses) -> Losses:
+def shown(found: Difference | None) -> str:
+    """Milli-nats with half their interval, bold where the interval says that the storage is worse."""
+    if found is None or found.half_width is None:
+        return "" if found is None else f"**{1e3 * found.mean:+.1f}**"
+    text = f"{1e3 * found.mean:+.1f} ± {1e3 * found.half_width:.1f}"
+    return f"**{text}**" if found.excludes_zero and found.mean > 0 else text
+
+
+def runs(study: Study, model: str, rule: str, storage: str, losses: Losses) -> dict[int, float | None]:
     """Seed to loss, of the trials that are there."""
-    named = {
-        t.seed: t.name
-        for t in trials(study, losses)
-        if (t.model, t.rule, t.storage) == (model, rule, storage)
-    }
-    return {seed: losses[name] for seed, name in named.items() if name in losses}
+    lr = rate(model, rule, losses)
+    names = {seed: Trial(model, study.steps, rule, storage, lr, seed).name for seed in study.seeds}
+    return {seed: losses[name] for seed, name in names.items() if name in losses}
 
 
 def noise(study: Study, model: str, rule: str, losses: Losses) -> float:
@@ -353,13 +326,14 @@ def by_rule(record: Mapping[str, Any]) -> str:
     rows = [
         (
             f"`{storage}`" if storage != CONTROL else f"none ({CONTROL})",
-            *(str(cell(study, model, rule, storage, losses)) for rule in study.rules),
+            f"{bytes_per_parameter('adamw', storage):.2f}",
+            *(shown(gap(study, model, rule, storage, losses)) for rule in study.rules),
         )
         for storage in study.storages
     ]
     spread = [f"{1e3 * noise(study, model, rule, losses):.1f}" for rule in study.rules]
-    head = ("codec", *(find_card(rule).title for rule in study.rules))
-    return table(about(study, record), head, [*rows, ("noise of fp32", *spread)])
+    head = ("codec", "bytes a parameter (AdamW)", *(find_card(rule).title for rule in study.rules))
+    return table(about(study, record), head, [*rows, ("noise of fp32", "12.00", *spread)])
 
 
 def by_recipe(record: Mapping[str, Any]) -> str:
@@ -369,10 +343,9 @@ def by_recipe(record: Mapping[str, Any]) -> str:
     spread = noise(study, model, rule, losses)
     rows = []
     for storage in sorted(study.storages, key=partial(bytes_per_parameter, rule)):
-        found = cell(study, model, rule, storage, losses)
-        high = found.difference.high if found.difference and not found.diverged else None
-        inside = "yes" if high is not None and high < spread else "no"
-        rows.append((f"`{storage}`", f"{bytes_per_parameter(rule, storage):.2f}", str(found), inside))
+        found = gap(study, model, rule, storage, losses)
+        inside = "yes" if found and found.high is not None and found.high < spread else "no"
+        rows.append((f"`{storage}`", f"{bytes_per_parameter(rule, storage):.2f}", shown(found), inside))
     head = ("storage", "bytes a parameter", "difference", f"below the noise ({1e3 * spread:.1f})")
     return table(about(study, record), head, rows)
 
@@ -388,7 +361,7 @@ def by_model(record: Mapping[str, Any], name: str) -> str:
             f"{record['models'][model]['compressed']:.0%}",
             f"{rate(model, rule, losses):g}",
             f"{1e3 * noise(study, model, rule, losses):.1f}",
-            *(str(cell(study, model, rule, storage, losses)) for storage in study.storages),
+            *(shown(gap(study, model, rule, storage, losses)) for storage in study.storages),
         )
         for model in study.models
     ]
@@ -419,7 +392,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page:
         measure(arguments.study or list(STUDIES), arguments.out, arguments.workers)
-    PAGE.write_text(page(json.loads(arguments.out.read_text()), PAGE.read_text()))
+    if arguments.page or not arguments.study:
+        PAGE.write_text(page(json.loads(arguments.out.read_text()), PAGE.read_text()))
 
 
 if __name__ == "__main__":
