@@ -15,8 +15,14 @@ from steepest.codecs import grid
 from steepest.kernels import Fold, Kernel, run_on_all_cores
 from steepest.kernels.llvm import FACTS, WORK
 
-PIECE = 2**15
-"""Elements in a piece of work: small enough to share evenly, large enough that drawing one costs nothing."""
+PIECES = 64
+"""How many pieces there are at least, where the model is large enough: they are shared evenly."""
+
+SMALLEST, LARGEST = 2**14, 2**17
+"""Elements in a piece: enough that drawing one costs nothing, few enough to go around."""
+
+SHARE = 2**15
+"""Elements that are worth a thread."""
 
 ROWS = 128
 """Rows in a piece whose columns are summed: the sums of a piece are 1/128 of its elements."""
@@ -33,7 +39,8 @@ class Tables:
 
     def __init__(self, kernel: Kernel, shapes: Sequence[torch.Size], groups: Sequence[int]) -> None:
         self.kernel, self.columns = kernel, {n: i for i, n in enumerate(kernel.layout.names)}
-        count = len(shapes)
+        count, total = len(shapes), sum(shape.numel() for shape in shapes)
+        self._piece = min(max(total // PIECES, SMALLEST), LARGEST) // 1024 * 1024
         self.facts: Ints = np.zeros((count, len(FACTS)), np.int64)
         pieces: list[tuple[int, ...]] = []
         for t, shape in enumerate(shapes):
@@ -49,7 +56,7 @@ class Tables:
         self.constants = np.zeros((max(groups, default=0) + 1, len(kernel.schedule.host)), np.float32)
         self._scalars = np.zeros((count, len(kernel.schedule.scalars)), np.float32)
         self._counter = np.zeros(1, np.int64)
-        self._shares = -(-sum(shape.numel() for shape in shapes) // PIECE)
+        self._shares = -(-total // SHARE)
         self._give_scratch()
         self._prepare()
 
@@ -61,9 +68,10 @@ class Tables:
 
     def _pieces(self, rows: int, length: int) -> list[tuple[int, int, int, int]]:
         """(first row, rows, first column, columns) of each piece."""
-        if length >= 2 * PIECE and not self.kernel.by_rows:
-            return [(r, 1, c, min(PIECE, length - c)) for r in range(rows) for c in range(0, length, PIECE)]
-        many = max(1, PIECE // max(length, 1))
+        size = self._piece
+        if length >= 2 * size and not self.kernel.by_rows:
+            return [(r, 1, c, min(size, length - c)) for r in range(rows) for c in range(0, length, size)]
+        many = max(1, size // max(length, 1))
         if any(name.startswith("part.") for name in self.columns):
             many = max(many, ROWS)
         return [(r, min(many, rows - r), 0, length) for r in range(0, rows, many)]

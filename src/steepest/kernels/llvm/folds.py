@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest.kernels.graph import Domain, Type
 from steepest.kernels.llvm.lines import wide
-from steepest.kernels.llvm.printer import WIDTH, Layout, Printer
+from steepest.kernels.llvm.printer import Layout, Printer
 from steepest.kernels.schedule import Fold, Loop, Schedule
 
 
@@ -51,12 +51,12 @@ class FoldPrinter(Printer):
 
     def _loop(self, domain: Domain, loop: Loop) -> None:
         length = self.facts["rows" if domain is Domain.ROW else "length"]
-        whole = self.let(f"and i64 {length}, {-WIDTH}")
+        whole = self.let(f"and i64 {length}, {-self.width}")
         names = {n for n, _ in loop.stores} | {self._name(i) for i in loop.values}
         self.rows = {name: self.bases[name] for name in names if name}
         for i in loop.sums:
             self.line(f"store double 0.0, ptr {self.small[i]}")
-        for start, end, width in (("0", whole, WIDTH), (whole, length, 1)):
+        for start, end, width in (("0", whole, self.width), (whole, length, 1)):
             with self.loop(start, end, width, "vector") as index:
                 for i in loop.values:
                     self._value(i, domain, index, width)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from steepest.kernels.graph import Domain, Type
 from steepest.kernels.llvm.lines import wide
-from steepest.kernels.llvm.printer import WIDTH, Layout, Printer
+from steepest.kernels.llvm.printer import Layout, Printer
 from steepest.kernels.schedule import Pass, Schedule, Stage
 
 
@@ -34,7 +34,7 @@ class PassPrinter(Printer):
         }
 
     def _pair(self, kind: str, hint: str) -> tuple[str, str]:
-        return self.memory(wide(kind, WIDTH), hint), self.memory(kind, hint)
+        return self.memory(wide(kind, self.width), hint), self.memory(kind, hint)
 
     def _vectors(self) -> list[str]:
         """Slots and scratch vectors of rows and columns that this pass reads."""
@@ -99,18 +99,18 @@ class PassPrinter(Printer):
         self._clear(self.near, "float", [k for k, _ in self.added])
         self._clear(self.maxima, "i32", list(self.maxima))
         length = self.let(f"sub i64 {stop}, {start}")
-        whole = self.let(f"and i64 {length}, {-WIDTH}")
+        whole = self.let(f"and i64 {length}, {-self.width}")
         middle = self.let(f"add i64 {start}, {whole}", "middle")
         known: set[int] = set()
         for stage in self.own.stages:
             self._block_values(stage, start)
-            with self.loop(start, middle, WIDTH, "column") as self.column:
-                self._elements(stage, start, WIDTH, known)
+            with self.loop(start, middle, self.width, "column") as self.column:
+                self._elements(stage, start, self.width, known)
             with self.loop(middle, stop, 1, "single") as self.column:
                 self._elements(stage, start, 1, known)
             known |= set(stage.keeps)
         for key, _ in self.added:
-            for near, far, width in zip(self.near[key], self.far[key], (WIDTH, 1), strict=True):
+            for near, far, width in zip(self.near[key], self.far[key], (self.width, 1), strict=True):
                 floats, doubles = wide("float", width), wide("double", width)
                 x = self.let(f"fpext {floats} {self.let(f'load {floats}, ptr {near}')} to {doubles}")
                 old = self.let(f"load {doubles}, ptr {far}")
@@ -131,8 +131,8 @@ class PassPrinter(Printer):
 
     def _largest(self, i: int) -> str:
         many, one = self.maxima[i]
-        of = wide("i32", WIDTH)
-        name = f"@llvm.vector.reduce.smax.v{WIDTH}i32"
+        of = wide("i32", self.width)
+        name = f"@llvm.vector.reduce.smax.v{self.width}i32"
         self.declare(f"i32 {name}({of})")
         self.declare("i32 @llvm.smax.i32(i32, i32)")
         x = self.let(f"call i32 {name}({of} {self.let(f'load {of}, ptr {many}')})")
@@ -195,7 +195,7 @@ class PassPrinter(Printer):
         zero = "0" if kind == "i32" else "0.0"
         for key in keys:
             many, one = pairs[key]
-            self.line(f"store {wide(kind, WIDTH)} zeroinitializer, ptr {many}")
+            self.line(f"store {wide(kind, self.width)} zeroinitializer, ptr {many}")
             self.line(f"store {kind} {zero}, ptr {one}")
 
     def _add(self, pair: tuple[str, str], x: int, width: int) -> None:
@@ -219,8 +219,8 @@ class PassPrinter(Printer):
         self.line(f"store {of} {self.let(f'call {of} {name}({of} {old}, {of} {new})')}, ptr {to}")
 
     def _total(self, pair: tuple[str, str]) -> str:
-        of = wide("double", WIDTH)
-        name = f"@llvm.vector.reduce.fadd.v{WIDTH}f64"
+        of = wide("double", self.width)
+        name = f"@llvm.vector.reduce.fadd.v{self.width}f64"
         self.declare(f"double {name}(double, {of})")
         many = self.let(f"load {of}, ptr {pair[0]}")
         one = self.let(f"load double, ptr {pair[1]}")

@@ -14,8 +14,9 @@ from steepest.kernels.graph import Domain, Type
 from steepest.kernels.llvm.lines import instruction, literal, splat, wide
 from steepest.kernels.schedule import Schedule
 
-WIDTH = 16
-"""Elements computed at a time: two registers of AVX2, one of AVX-512, four of NEON."""
+WIDTH = {False: 16, True: 32}
+"""Elements computed at a time, without and with the blocks of codecs, which are long chains: two and four
+registers of AVX2, four and eight of NEON."""
 
 SPAN = 1024
 """Elements whose sum is kept in float32, where no codec has blocks."""
@@ -72,7 +73,7 @@ class Printer:
     """One function. Lines are collected in `lines`; what it keeps in memory stands in `allocas`."""
 
     def __init__(self, schedule: Schedule, layout: Layout) -> None:
-        self.schedule, self.layout = schedule, layout
+        self.schedule, self.layout, self.width = schedule, layout, WIDTH[layout.blocked]
         self.values = schedule.code.values
         self.columns = {n: i for i, n in enumerate(layout.names)}
         self.constants = {v: i for i, v in enumerate(schedule.host)}
