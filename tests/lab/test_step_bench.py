@@ -28,7 +28,7 @@ from steepest.lab.bench import (
 from steepest.lab.bench import field as room
 from steepest.lab.bench.fresh import Job, attempt, first_steps, peak_memory
 from steepest.lab.bench.peers import Peer, peers_of
-from steepest.lab.bench.race import FEWEST, Racer, race
+from steepest.lab.bench.race import FEWEST, QUICK_FEWEST, Racer, race
 from steepest.lab.bench.shapes import shapes_of
 from steepest.lab.bench.tables import bandwidth, bound, missing
 from steepest.lab.bench.traffic import AGAIN, state_bytes
@@ -185,16 +185,19 @@ def test_a_race_interleaves_in_rotated_order() -> None:
     runners = [racer(name, step(name)) for name in "abc"]
     race(runners, rounds=4, seconds=60, device="cpu", patience=10)
     assert all(len(r.ms) == 4 and min(r.ms) >= 3 for r in runners)
-    rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
-    assert rounds[:2] == ["abc", "abc"], "two rounds that are dropped"
-    assert len(rounds) == 6 and all(sorted(r) == [*"abc"] for r in rounds)
-    assert len(set(rounds[2:])) > 2
+    assert order[:6] == [*"abcabc"], "two rounds that are dropped"
+    timed = order[6:]
+    assert timed[::2] == timed[1::2], "the quick take a step that is not timed"
+    rounds = ["".join(timed[i : i + 6 : 2]) for i in range(0, len(timed), 6)]
+    assert len(rounds) == 4 and all(sorted(r) == [*"abc"] for r in rounds)
+    assert len(set(rounds)) > 2
 
 
-def test_the_slow_take_part_in_fewer_rounds_and_the_quick_are_repeated() -> None:
+def test_the_slow_take_part_in_fewer_rounds_and_the_quick_are_repeated(monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.bench.race.QUICK", 0.01)
     slow, quick = racer("slow", lambda: time.sleep(0.02)), racer("quick", lambda: None)
     race([slow, quick], rounds=12, seconds=0.001, device="cpu", patience=10)
-    assert len(slow.ms) == FEWEST
+    assert len(slow.ms) == FEWEST and len(quick.ms) == QUICK_FEWEST
     assert quick.repeats > 10 and slow.repeats == 1
 
 

@@ -20,8 +20,12 @@ import torch
 
 from steepest.contract import SteepestError
 
-FEWEST = 3
-"""Rounds that even the slowest takes part in."""
+FEWEST, QUICK_FEWEST = 3, 9
+"""Rounds that even the slowest takes part in, and the quick."""
+
+QUICK = 0.25
+"""Seconds of a quick step. It is taken once more before it is timed: whoever comes after one that has given a
+gigabyte of temporaries back, or has left a core asleep, would pay for that."""
 
 SHORTEST = 2e-3
 """Seconds that one measurement lasts at least: quicker steps are repeated and their time divided."""
@@ -66,8 +70,8 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
     """Build every racer, drop two rounds, and time `rounds` more within about `seconds`.
 
     A racer whose rounds would take more than its share takes part in fewer of them, evenly spread, and in
-    `FEWEST` at least. One that cannot be built or fails is left with its error, in one line; so is one
-    whose first step takes more than `patience` seconds.
+    `FEWEST` at least (`QUICK_FEWEST` where a step is quick). One that cannot be built or fails is left with
+    its error, in one line; so is one whose first step takes more than `patience` seconds.
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     began = time.perf_counter()
@@ -89,6 +93,8 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
         for racer in order if turn % 2 else order[::-1]:
             if _takes_part(turn, wanted[id(racer)], rounds):
                 with _reported(racer):
+                    if racer.estimate < QUICK:
+                        racer.step()
                     took = _time(racer.step, racer.repeats, synchronize)
                     racer.ms.append(1e3 * took / racer.repeats)
     for racer in racers:
@@ -100,7 +106,8 @@ def _running(racers: list[Racer]) -> list[Any]:
 
 
 def _rounds(estimate: float, share: float, rounds: int) -> int:
-    return max(min(FEWEST, rounds), min(rounds, int(share / max(estimate, 1e-9))))
+    fewest = QUICK_FEWEST if estimate < QUICK else FEWEST
+    return max(min(fewest, rounds), min(rounds, int(share / max(estimate, 1e-9))))
 
 
 def _takes_part(turn: int, wanted: int, rounds: int) -> bool:
