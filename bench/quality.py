@@ -22,7 +22,6 @@ import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -201,7 +200,7 @@ def on_bfloat16(model: nn.Module, config: RunConfig) -> Optimizer:
 
 
 def says_something(rule: str, storage: str) -> bool:
-    """Whether every slot that a storage names is one that the rule has in the embedded model."""
+    """Whether a rule has, in the embedded model, every slot that a storage names."""
     card, state = find_card(rule), way(storage)[0].get("state")
     slots = card.rule.slots_for(torch.Size([64, 64]), {**card.rule.defaults(), **card.settings})
     return not isinstance(state, Mapping) or set(state) <= set(slots)
@@ -250,7 +249,7 @@ def rate(model: str, rule: str, losses: Losses) -> float:
 
 def measure(names: Sequence[str], out: Path, workers: int) -> dict[str, Any]:
     """Run what is missing of these studies; the record is written after every trial."""
-    record = {"versions": versions(), "config": KNOWN["config"], "models": {}, "losses": {}, "seconds": 0.0}
+    record = {"versions": versions(), "config": KNOWN["config"], "models": {}, "losses": {}}
     if out.exists():
         record = json.loads(out.read_text())
     if record["versions"] != versions():
@@ -261,10 +260,8 @@ def measure(names: Sequence[str], out: Path, workers: int) -> dict[str, Any]:
         for trial in {t.model: t for t in todo}.values():
             record["models"][trial.model] = size_of(trial)
             print(f"{trial.model}: {record['models'][trial.model]}", flush=True)
-        before, start, jobs = record["seconds"], time.perf_counter(), [(t.name, {"trial": t}) for t in todo]
-        for key, loss in results(jobs, workers):
+        for key, loss in results([(t.name, {"trial": t}) for t in todo], workers):
             losses[key] = loss
-            record["seconds"] = round(before + time.perf_counter() - start, 1)
             write_atomic(out, json.dumps(record, indent=1) + "\n")
             left = sum(t.name not in losses for t in todo)
             print(f"{name}, {left} left: {key}: {loss}", flush=True)
@@ -371,11 +368,11 @@ def by_model(record: Mapping[str, Any], name: str) -> str:
 
 def about(study: Study, record: Mapping[str, Any]) -> str:
     """The title of a study's table, and what was run."""
+    cells = product(study.models, study.rules, study.storages)
+    counts = {found.n for key in cells if (found := gap(study, *key, record["losses"]))}
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     batch, context = (record["config"][key] for key in ("batch", "context"))
-    return (
-        f"### {study.title}\n\n{study.steps} steps of {batch} × {context} tokens, {len(study.seeds)} paired "
-        "seeds; milli-nats per token above float32.\n"
-    )
+    return f"### {study.title}\n\n{study.steps} steps of {batch} × {context} tokens, {seeds} paired seeds.\n"
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
