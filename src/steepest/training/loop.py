@@ -35,6 +35,11 @@ class Curve:
         self.seconds.append(round(seconds, 6))
         self.loss.append(loss)
 
+    def retime(self, step: int, seconds: float) -> None:
+        """Say otherwise how long it took to this step, if it is there."""
+        if step in self.step:
+            self.seconds[self.step.index(step)] = round(seconds, 6)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -125,7 +130,11 @@ def train(
         durations.append(end - start)
         updates.append(end - middle)
         tokens += facts["tokens"]
-        seconds = 2 * (end - start) if step == 2 else seconds + (end - start)
+        if step == 2:
+            seconds = end - start
+            for own in (curve, validated):
+                own.retime(1, seconds)
+        seconds += end - start
         curve.add(step, tokens, seconds, value)
         if not math.isfinite(value):
             raise Diverged(f"the loss became {value} at step {step}")
