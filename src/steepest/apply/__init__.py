@@ -3,6 +3,6 @@
 `h` holds the live hyperparameters; every function is pure and takes tensors, lists or proxies alike.
 """
 
-from steepest.apply.landing import APPLY, advance, condition, decoupled, descend, displace
+from steepest.apply.landing import APPLY, advance, condition, decoupled, descend, displace, observe
 
-__all__ = ["APPLY", "advance", "condition", "decoupled", "descend", "displace"]
+__all__ = ["APPLY", "advance", "condition", "decoupled", "descend", "displace", "observe"]

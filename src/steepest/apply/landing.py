@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from steepest.contract import Rule, Slots
-from steepest.ops import add_scaled, clip
+from steepest.contract import Live, Rule, Slots
+from steepest.ops import add_scaled, clip, where
 
 
 def descend(p: Any, u: Any, h: Any) -> Any:
@@ -44,6 +44,17 @@ def condition(rule: Rule, p: Any, g: Any, h: Any) -> Any:
     if rule.decay == "l2" and h.l2 is not None:
         g = add_scaled(g, p, h.l2)
     return g
+
+
+def observe(rule: Rule, p: Any, new: Any, g: Any, kept: Any, h: Any) -> dict[str, Any]:
+    """What telemetry adds up over a tensor: the squares of the gradient (scaled and clipped, before L2
+    decay), of the update and of the new parameter, and 1 for an update lost to rounding.
+
+    kept: where the stored form of the parameter stayed as it was.
+    """
+    seen = condition(rule, p, g, Live(**{**vars(h), "l2": None}))
+    u = new - p
+    return {"g": seen * seen, "u": u * u, "p": new * new, "lost": where(kept & (u != 0.0), 1.0, 0.0)}
 
 
 def advance(rule: Rule, p: Any, g: Any, s: Slots, h: Any) -> tuple[Any, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from steepest.apply import condition
+from steepest.apply import observe
 from steepest.codecs import Noise, decode_all, encode_all, pack, stored_name, tensor_key, unpack, word
 from steepest.contract import Codec, Live, Rule, Slots
 from steepest.engines.norms import global_norm
@@ -161,11 +161,8 @@ def _noise(bucket: Bucket, i: int) -> Noise:
 
 
 def _observe(bucket: Bucket, i: int, old: Tensor, new: Tensor, fresh: Mapping[str, Tensor]) -> Tensor:
-    seen = Live(**{**vars(bucket.h), "l2": None})
-    g = condition(bucket.rule, old, bucket.grads[i].to(old.dtype), seen)
-    lost = new != old
-    for part in bucket.codecs["p"].parts:
-        name = stored_name("p", part)
-        lost = lost & (fresh[name] == _tensor(bucket, i, name))
-    squares = [x.double().square().sum() for x in (g, new - old, new)]
-    return torch.stack([*squares, lost.sum().double()])
+    stored = [stored_name("p", part) for part in bucket.codecs["p"].parts]
+    kept = torch.stack([fresh[name] == _tensor(bucket, i, name) for name in stored]).all(0)
+    p, moved, g = (x.double() for x in (old, new, bucket.grads[i]))
+    found = observe(bucket.rule, p, moved, g, kept, bucket.h)
+    return torch.stack([x.sum(dtype=torch.float64) for x in found.values()])

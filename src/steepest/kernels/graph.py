@@ -314,7 +314,7 @@ class Lowering:
         if not self.is_host(weight):
             raise Untraceable("lerp takes a number as its weight.")
         near = self.host(operator.lt, weight, self.literal(0.5))
-        factor = self.host(_nearer, weight)
+        factor = self.host(nearer, weight)
         base = self.emit("select", near, a, b)
         return self.emit("add", base, self.emit("mul", factor, self.emit("sub", b, a)))
 
@@ -337,7 +337,7 @@ class Lowering:
         return x
 
 
-def _nearer(weight: float) -> float:
+def nearer(weight: float) -> float:
     return weight if weight < 0.5 else weight - 1
 
 

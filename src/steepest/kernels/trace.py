@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from steepest.apply import advance, condition
+from steepest.apply import advance, observe
 from steepest.codecs import Noise, decode_all, encode_all, stored_name, verbs
 from steepest.contract import Codec, Live, Rule, Slots
-from steepest.ops import mean_to, where
+from steepest.ops import mean_to
 
 
 class Untraceable(TypeError):
@@ -335,8 +335,7 @@ def trace_coded(rule: Rule, h: Live, codecs: Mapping[str, Codec], telemetry: boo
     """A whole step from stored numbers to stored numbers: decode, condition, rule, apply, encode.
 
     codecs: of the parameter, "p", and of its slots by name. With `telemetry` the graph has the further
-    outputs "sum.g", "sum.u", "sum.p" and "sum.lost", to be summed over each tensor: the squares of the
-    gradient as the rule sees it, of the update and of the parameter, and 1 for an update lost to rounding.
+    outputs "sum.g", "sum.u", "sum.p" and "sum.lost" (`apply.observe`), to be summed over each tensor.
     """
     trace = _Trace()
     names = [stored_name(slot, part) for slot, codec in codecs.items() for part in codec.parts]
@@ -355,13 +354,11 @@ def trace_coded(rule: Rule, h: Live, codecs: Mapping[str, Codec], telemetry: boo
     }
     outputs = dict(new)
     if telemetry:
-        seen = condition(rule, p, g, Live(**{**vars(live), "l2": None}))
-        u = new_p - p
         parts = [stored_name("p", part) for part in codecs["p"].parts]
         same = [new[name] == stored[name] for name in parts]
         kept = same[0] if len(same) == 1 else same[0] & same[1]
-        lost = where(kept & (u != 0.0), 1.0, 0.0)
-        outputs |= {"sum.g": seen * seen, "sum.u": u * u, "sum.p": new_p * new_p, "sum.lost": lost}
+        sums = observe(rule, p, new_p, g, kept, live)
+        outputs |= {f"sum.{name}": x for name, x in sums.items()}
     return trace.graph(outputs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steepest.kernels.graph import Type, Value, _nearer
+from steepest.kernels.graph import Type, Value, nearer
 from steepest.kernels.llvm import Layout
 from steepest.kernels.schedule import Schedule
 from steepest.kernels.trace import COMPARISONS, ON_NUMBERS, Untraceable, choose
@@ -35,7 +35,7 @@ FORMS: Mapping[Callable[..., Any], str] = {
     operator.and_: "({0} != 0.0) & ({1} != 0.0)",
     operator.or_: "({0} != 0.0) | ({1} != 0.0)",
     choose: "tl.where({0} != 0.0, {1}, {2})",
-    _nearer: "tl.where({0} < 0.5, {0}, {0} - 1.0)",
+    nearer: "tl.where({0} < 0.5, {0}, {0} - 1.0)",
 }
 """What `kernels.trace.ON_NUMBERS` and lerp compute on the host; true is 1.0, as in the table of constants."""
 
