@@ -50,11 +50,12 @@ def observe(rule: Rule, p: Any, new: Any, g: Any, kept: Any, h: Any) -> dict[str
     """What telemetry adds up over a tensor: the squares of the gradient (scaled and clipped, before L2
     decay), of the update and of the new parameter, and 1 for an update lost to rounding.
 
-    kept: where the stored form of the parameter stayed as it was.
+    kept: where the stored form of the parameter stayed as it was; None where storing it loses nothing.
     """
     seen = condition(rule, p, g, Live(**{**vars(h), "l2": None}))
     u = new - p
-    return {"g": seen * seen, "u": u * u, "p": new * new, "lost": where(kept & (u != 0.0), 1.0, 0.0)}
+    squares = {"g": seen * seen, "u": u * u, "p": new * new}
+    return squares if kept is None else {**squares, "lost": where(kept & (u != 0.0), 1.0, 0.0)}
 
 
 def advance(rule: Rule, p: Any, g: Any, s: Slots, h: Any) -> tuple[Any, dict[str, Any]]:

@@ -111,32 +111,23 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
     """Whole numbers k up to `levels`, with steps that widen with the value: (k / levels)^2, or to the fourth
     without a sign, whose root is what a rule uses. `packed` keeps the sign in bit 3, for four bits."""
     last = levels**2 if signed else levels**4
+    least = 2.0**-30 if signed else 1.0  # of the root's argument; v = 0 would divide by eps
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
         size = abs(x) if signed else x
         scale = block_max(size)
-        y = size * _inverse(scale)
-        root = sqrt(y) if signed else sqrt(sqrt(y))
+        y = size * _inverse(scale) * last
         if stochastic:
-            k = to_int(root * levels)
-            f = to_float(k)
-            below, step = f * f, 2 * f + 1  # from k to k + 1, in squares
-            if not signed:
-                above = below + step
-                below = below * below
-                step = above * above - below
-            up = to_float(noise(12)) * step < (y * last - below) * 4096.0
-            k = k + where(up, 1, 0)
+            # k + 1 with the probability of a straight line from k^2 to (k + 1)^2: y > k^2 + u (2 k + 1) is
+            # root(y - u (1 - u)) - u > k. To the fourth: root(y) for y, 3 u (1 - u) for u (1 - u), nearly.
+            u = to_float(noise(12)) * 2.0**-12 + 2.0**-13
+            w = u - u * u
+            k = sqrt(atleast(y - w if signed else sqrt(y) - 3 * w, least)) + u
         else:
-            k = to_int(root * levels + 0.5)
-        k = atmost(k, levels)
-        if not signed:
-            k = atleast(k, 1)  # v = 0 would divide by eps
-        elif packed:
+            k = sqrt(y if signed else atleast(sqrt(y), least)) + 0.5
+        k = to_int(k if packed or not signed else _signed(k, x))
+        if signed and packed:
             k = k | (bits(x) >> 28 & 8)
-        else:
-            sign = bits(x) >> 31
-            k = (k ^ sign) - sign
         return {"": k, "scale": scale}
 
     def decode(s: Slots) -> Any:

@@ -107,7 +107,8 @@ class Engine(ABC):
 
         For a bucket with telemetry: float64 of (parameters, 4), the sums over each tensor of the squares of
         the gradient (scaled and clipped, before L2 decay), of the update and of the new parameter, and the
-        number of elements that should have moved and whose stored form did not. Else None.
+        number of elements that should have moved and whose stored form did not, which is counted where the
+        parameter's codec is lossy. Else None.
         """
 
 
@@ -162,7 +163,10 @@ def _noise(bucket: Bucket, i: int) -> Noise:
 
 def _observe(bucket: Bucket, i: int, old: Tensor, new: Tensor, fresh: Mapping[str, Tensor]) -> Tensor:
     stored = [stored_name("p", part) for part in bucket.codecs["p"].parts]
-    kept = torch.stack([fresh[name] == _tensor(bucket, i, name) for name in stored]).all(0)
+    kept = None
+    if bucket.codecs["p"].lossy:
+        kept = torch.stack([fresh[name] == _tensor(bucket, i, name) for name in stored]).all(0)
     p, moved, g = (x.double() for x in (old, new, bucket.grads[i]))
     found = observe(bucket.rule, p, moved, g, kept, bucket.h)
-    return torch.stack([x.sum(dtype=torch.float64) for x in found.values()])
+    sums = [x.sum(dtype=torch.float64) for x in found.values()]
+    return torch.stack(sums + [torch.zeros_like(sums[0])] * (4 - len(sums)))

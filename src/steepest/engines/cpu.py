@@ -68,7 +68,7 @@ class Cpu:
             tables = self._norm_tables(dtype, [g.numel() for g in own])
             tables.point("g", own)
             tables.run()
-            total, bad = tables.sums.sum(0)
+            total, bad = tables.totals().sum(0)
             if bad:
                 return math.nan
             square += total
@@ -160,7 +160,7 @@ class Cpu:
         """The telemetry of a plan's tensors, to the places of their buckets."""
         if plan.tables.kernel.schedule.code.sums:
             for (b, i), row in zip(plan.places, plan.tables.totals(), strict=True):
-                sums[b][i] = torch.from_numpy(row)  # type: ignore[index]
+                sums[b][i, : len(row)] = torch.from_numpy(row)  # type: ignore[index]
 
 
 @cache

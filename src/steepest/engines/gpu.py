@@ -211,9 +211,16 @@ class Gpu:
         if plan.reports is not None:
             from steepest.kernels.triton import device as functions
 
-            partials, pieces = plan.tables.partials[-1], plan.tables.pieces
-            arguments = plan.reports, *pieces, partials, control
-            start(functions.report, len(plan.places), *arguments, WIDTH=partials.shape[1])
+            schedule = plan.tables.compiled.kernel.schedule
+            for own, partials in zip(schedule.passes, plan.tables.partials, strict=True):
+                if own.telemetry:
+                    options = {
+                        "WIDTH": partials.shape[1],
+                        "COUNT": len(own.telemetry),
+                        "AT": list(schedule.code.sums).index(own.telemetry[0][0]),
+                    }
+                    arguments = plan.reports, *plan.tables.pieces, partials, control
+                    start(functions.report, len(plan.places), *arguments, **options)
 
 
 def _flat(grads: Sequence[Tensor]) -> list[Tensor]:

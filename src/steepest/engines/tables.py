@@ -99,16 +99,17 @@ class Tables:
         tensors[:, 0] = np.arange(len(self.facts))
         self._held: list[Any] = [tensors]
         self._calls: list[tuple[int, Any, int]] = []
-        self.sums = np.zeros((0, 0))
+        self._sums: list[NDArray[np.float64]] = []
         work = zip(self.kernel.functions, self.kernel.schedule.work, self.kernel.printed[2], strict=True)
         for function, kind, width in work:
             own = tensors if isinstance(kind, Fold) else self.pieces
             if not isinstance(kind, Fold):
-                self.sums = np.zeros((len(own), width))
+                self._sums.append(np.zeros((len(own), width)))
             size = np.array([len(own)], np.int64)
+            before: list[Any] = self._sums[-1:] or [np.zeros((0, 0))]
             arrays = (
                 *(self.pointers, self.facts, own, size),
-                *(self.constants, self._scalars, self.sums, self._counter),
+                *(self.constants, self._scalars, *before, self._counter),
             )
             arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
             self._held += [arguments, *arrays]
@@ -125,6 +126,10 @@ class Tables:
             run_on_all_cores(function, arguments, min(count, self._shares))
 
     def totals(self) -> NDArray[np.float64]:
-        """The reported sums of each tensor, [tensors, sums]: the last columns that the last pass wrote."""
-        width = len(self.kernel.schedule.code.sums)
-        return np.add.reduceat(self.sums, self.firsts, axis=0)[:, -width:]
+        """The reported sums of each tensor, [tensors, sums]: the last columns that passes wrote."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for own, sums in zip(self.kernel.schedule.passes, self._sums, strict=True):
+            if own.telemetry:
+                rows = np.add.reduceat(sums[:, -len(own.telemetry) :], self.firsts, axis=0)
+                found |= {name: rows[:, i] for i, (name, _) in enumerate(own.telemetry)}
+        return np.stack([found[name] for name in self.kernel.schedule.code.sums], 1)

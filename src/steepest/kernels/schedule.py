@@ -39,7 +39,8 @@ class Stage:
 class Pass:
     """One reading of all elements. given: values that earlier work has left in memory, by name.
 
-    telemetry: the sums reported to the user, values to be added up by name; these are no `sum` instructions.
+    telemetry: sums reported to the user, values to be added up by name, in the first pass that knows them;
+    these are no `sum` instructions.
     """
 
     given: Mapping[int, str]
@@ -158,7 +159,7 @@ class _Scheduler:
     def _pass(self, k: int, at: Mapping[str, int]) -> Pass:
         stores = [(name, i) for name, i in self.large.items() if at[name] == k]
         sums = [i for i in self.element_sums if self.level[i] == k + 1]
-        telemetry = tuple(self.code.sums.items()) if k == self.last else ()
+        telemetry = tuple((name, i) for name, i in self.code.sums.items() if self.level[i] == k)
         given = {
             i: name
             for name, i in self.large.items()

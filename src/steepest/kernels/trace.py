@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -335,7 +336,8 @@ def trace_coded(rule: Rule, h: Live, codecs: Mapping[str, Codec], telemetry: boo
     """A whole step from stored numbers to stored numbers: decode, condition, rule, apply, encode.
 
     codecs: of the parameter, "p", and of its slots by name. With `telemetry` the graph has the further
-    outputs "sum.g", "sum.u", "sum.p" and "sum.lost" (`apply.observe`), to be summed over each tensor.
+    outputs "sum.g", "sum.u", "sum.p" and, where the parameter's codec is lossy, "sum.lost"
+    (`apply.observe`), to be summed over each tensor.
     """
     trace = _Trace()
     names = [stored_name(slot, part) for slot, codec in codecs.items() for part in codec.parts]
@@ -356,7 +358,7 @@ def trace_coded(rule: Rule, h: Live, codecs: Mapping[str, Codec], telemetry: boo
     if telemetry:
         parts = [stored_name("p", part) for part in codecs["p"].parts]
         same = [new[name] == stored[name] for name in parts]
-        kept = same[0] if len(same) == 1 else same[0] & same[1]
+        kept = reduce(operator.and_, same) if codecs["p"].lossy else None
         sums = observe(rule, p, new_p, g, kept, live)
         outputs |= {f"sum.{name}": x for name, x in sums.items()}
     return trace.graph(outputs)

@@ -9,6 +9,10 @@ from steepest.kernels.llvm.lines import wide
 from steepest.kernels.llvm.printer import Layout, Printer
 from steepest.kernels.schedule import Pass, Schedule, Stage
 
+MANY, LANES = 3, 8
+"""From so many sums on, each is kept in vectors of so many lanes: registers are few, and work between two
+additions is plenty."""
+
 
 class PassPrinter(Printer):
     def __init__(self, schedule: Schedule, layout: Layout, own: Pass) -> None:
@@ -24,17 +28,18 @@ class PassPrinter(Printer):
         # A sum is kept four times: a vector and a single number in float32, and both in float64.
         count = {i: self.values[i].args[0] for i in (*self.totals, *self.row_sums)}
         self.added = [*((i, x) for i, x in count.items()), *((n, x) for n, x in own.telemetry)]
-        self.near = {k: self._pair("float", "near") for k, _ in self.added}
-        self.far = {k: self._pair("double", "far") for k, _ in self.added}
-        self.maxima = {i: self._pair("i32", "largest") for s in own.stages for i in s.maxima}
+        self.lanes = self.width if len(self.added) < MANY else LANES
+        self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
+        self.far = {k: self._pair("double", "far", self.lanes) for k, _ in self.added}
+        self.maxima = {i: self._pair("i32", "largest", self.width) for s in own.stages for i in s.maxima}
         self.kept = {
             i: self.memory(self.values[i].type.value, "kept", layout.block)
             for s in own.stages
             for i in s.keeps
         }
 
-    def _pair(self, kind: str, hint: str) -> tuple[str, str]:
-        return self.memory(wide(kind, self.width), hint), self.memory(kind, hint)
+    def _pair(self, kind: str, hint: str, width: int) -> tuple[str, str]:
+        return self.memory(wide(kind, width), hint), self.memory(kind, hint)
 
     def _vectors(self) -> list[str]:
         """Slots and scratch vectors of rows and columns that this pass reads."""
@@ -55,7 +60,7 @@ class PassPrinter(Printer):
             for i in self.own.small:
                 if self.values[i].domain is Domain.TENSOR and self.values[i].op != "input":
                     self.env[i, 1] = self.let(f"load float, ptr {self.scalar_at(work['tensor'], i)}")
-            self._clear(self.far, "double", [k for k, _ in self.added])
+            self._clear(self.far, "double", [k for k, _ in self.added], self.lanes)
             end = self.let(f"add i64 {work['column']}, {work['columns']}", "end")
             sums = {i: self._column_sum(i, work) for i in self.column_sums}
             last_row = self.let(f"add i64 {work['row']}, {work['rows']}", "last")
@@ -81,7 +86,7 @@ class PassPrinter(Printer):
             v = self.values[i]
             if v.domain is Domain.ROW:
                 self.env[i, 1] = self.load(v.attr if v.op == "input" else f"kept.{i}", "0", 1)
-        self._clear(self.far, "double", self.row_sums)
+        self._clear(self.far, "double", self.row_sums, self.lanes)
         block = self.layout.block
         with self.loop(work["column"], end, block, "block") as start:
             stop = self.let(f"add i64 {start}, {block}")
@@ -96,8 +101,8 @@ class PassPrinter(Printer):
     # ------------------------------------------------------------ blocks and their elements
 
     def _block(self, start: str, stop: str) -> None:
-        self._clear(self.near, "float", [k for k, _ in self.added])
-        self._clear(self.maxima, "i32", list(self.maxima))
+        self._clear(self.near, "float", [k for k, _ in self.added], self.lanes)
+        self._clear(self.maxima, "i32", list(self.maxima), self.width)
         length = self.let(f"sub i64 {stop}, {start}")
         whole = self.let(f"and i64 {length}, {-self.width}")
         middle = self.let(f"add i64 {start}, {whole}", "middle")
@@ -110,7 +115,7 @@ class PassPrinter(Printer):
                 self._elements(stage, start, 1, known)
             known |= set(stage.keeps)
         for key, _ in self.added:
-            for near, far, width in zip(self.near[key], self.far[key], (self.width, 1), strict=True):
+            for near, far, width in zip(self.near[key], self.far[key], (self.lanes, 1), strict=True):
                 floats, doubles = wide("float", width), wide("double", width)
                 x = self.let(f"fpext {floats} {self.let(f'load {floats}, ptr {near}')} to {doubles}")
                 old = self.let(f"load {doubles}, ptr {far}")
@@ -191,18 +196,27 @@ class PassPrinter(Printer):
 
     # ------------------------------------------------------------ sums
 
-    def _clear(self, pairs: dict, kind: str, keys: Sequence) -> None:
+    def _clear(self, pairs: dict, kind: str, keys: Sequence, width: int) -> None:
         zero = "0" if kind == "i32" else "0.0"
         for key in keys:
             many, one = pairs[key]
-            self.line(f"store {wide(kind, self.width)} zeroinitializer, ptr {many}")
+            self.line(f"store {wide(kind, width)} zeroinitializer, ptr {many}")
             self.line(f"store {kind} {zero}, ptr {one}")
 
     def _add(self, pair: tuple[str, str], x: int, width: int) -> None:
-        of, to = wide("float", width), pair[width == 1]
-        old = self.let(f"load {of}, ptr {to}")
-        new = self.let(f"fadd contract {of} {old}, {self.use(x, width, Type.FLOAT)}")
-        self.line(f"store {of} {new}, ptr {to}")
+        whole, to = self.use(x, width, Type.FLOAT), pair[width == 1]
+        lanes = min(width, self.lanes)
+        of = wide("float", lanes)
+        total = self.let(f"load {of}, ptr {to}")
+        for first in range(0, width, lanes):
+            part = whole if lanes == width else self._lanes(whole, width, first)
+            total = self.let(f"fadd contract {of} {total}, {part}")
+        self.line(f"store {of} {total}, ptr {to}")
+
+    def _lanes(self, x: str, width: int, first: int) -> str:
+        """LANES elements of a vector."""
+        of, places = wide("float", width), ", ".join(f"i32 {first + i}" for i in range(LANES))
+        return self.let(f"shufflevector {of} {x}, {of} poison, <{LANES} x i32> <{places}>")
 
     def _add_column(self, i: int, x: int, width: int) -> None:
         of, to = wide("float", width), self.at(self.column_at[i], "float", self.column)
@@ -219,8 +233,8 @@ class PassPrinter(Printer):
         self.line(f"store {of} {self.let(f'call {of} {name}({of} {old}, {of} {new})')}, ptr {to}")
 
     def _total(self, pair: tuple[str, str]) -> str:
-        of = wide("double", self.width)
-        name = f"@llvm.vector.reduce.fadd.v{self.width}f64"
+        of = wide("double", self.lanes)
+        name = f"@llvm.vector.reduce.fadd.v{self.lanes}f64"
         self.declare(f"double {name}(double, {of})")
         many = self.let(f"load {of}, ptr {pair[0]}")
         one = self.let(f"load double, ptr {pair[1]}")

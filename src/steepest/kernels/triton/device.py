@@ -102,15 +102,17 @@ def add_parts(base, count, parts, start, TILE: tl.constexpr):
 
 
 @triton.jit
-def report(pointers, first, last, partials, control, WIDTH: tl.constexpr):
-    """The last four sums of the pieces first to last of a tensor, to where they are read."""
+def report(
+    pointers, first, last, partials, control, WIDTH: tl.constexpr, COUNT: tl.constexpr, AT: tl.constexpr
+):
+    """The last COUNT sums of the pieces first to last of a tensor, to where they are read, from AT on."""
     if tl.load(control) == 0.0:
         return
     tensor = tl.program_id(0)
     to = tl.load(pointers + tensor).to(tl.pointer_type(tl.float64))
     own = tl.load(first + tensor), tl.load(last + tensor)
-    for column in tl.static_range(4):
-        tl.store(to + column, total(partials, own[0], own[1], WIDTH, WIDTH - 4 + column))
+    for column in tl.static_range(COUNT):
+        tl.store(to + AT + column, total(partials, own[0], own[1], WIDTH, WIDTH - COUNT + column))
 
 
 # ------------------------------------------------------------ the verdict
