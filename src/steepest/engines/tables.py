@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,19 @@ SHARE = 2**15
 ROWS = 128
 """Rows in a piece whose columns are summed: the sums of a piece are 1/128 of its elements."""
 
+CACHE = 2**24
+"""Bytes that stay in the last cache from one pass to the next."""
+
 Ints = NDArray[np.int64]
+
+
+class Call(NamedTuple):
+    """A function, the address of its arguments, its pieces (of a fold: tensors)."""
+
+    function: int
+    arguments: int
+    first: int
+    last: int
 
 
 class Tables:
@@ -98,22 +110,39 @@ class Tables:
         tensors = np.zeros((len(self.facts), len(WORK)), np.int64)
         tensors[:, 0] = np.arange(len(self.facts))
         self._held: list[Any] = [tensors]
-        self._calls: list[tuple[int, Any, int]] = []
+        self._calls: list[list[Call]] = [[] for _ in self._chunks()]
         self._sums: list[NDArray[np.float64]] = []
         work = zip(self.kernel.functions, self.kernel.schedule.work, self.kernel.printed[2], strict=True)
         for function, kind, width in work:
             own = tensors if isinstance(kind, Fold) else self.pieces
             if not isinstance(kind, Fold):
                 self._sums.append(np.zeros((len(own), width)))
-            size = np.array([len(own)], np.int64)
             before: list[Any] = self._sums[-1:] or [np.zeros((0, 0))]
-            arrays = (
-                *(self.pointers, self.facts, own, size),
-                *(self.constants, self._scalars, *before, self._counter),
-            )
-            arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
-            self._held += [arguments, *arrays]
-            self._calls.append((function, ctypes.addressof(arguments), len(own)))
+            for calls, (first, last) in zip(self._calls, self._chunks(), strict=True):
+                if not isinstance(kind, Fold):
+                    first, last = self.firsts[first], self.facts[last - 1, FACTS.index("last")]
+                end = np.array([last], np.int64)
+                arrays = (
+                    *(self.pointers, self.facts, own, end),
+                    *(self.constants, self._scalars, *before, self._counter),
+                )
+                arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+                self._held += [arguments, *arrays]
+                calls.append(Call(function, ctypes.addressof(arguments), int(first), int(last)))
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """(first, last) of tensors that go through all passes before the next do: what a pass has read is
+        then still in the cache for the one after it."""
+        if len(self.kernel.schedule.passes) < 2:
+            return [(0, len(self.facts))]
+        room, starts = CACHE // self.kernel.touched, [0]
+        filled = 0
+        for t, size in enumerate(self.facts[:, FACTS.index("numel")].tolist()):
+            if filled + size > room and t > starts[-1]:
+                starts.append(t)
+                filled = 0
+            filled += size
+        return list(zip(starts, [*starts[1:], len(self.facts)], strict=True))
 
     def point(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Say where the tensors of this name lie."""
@@ -121,9 +150,10 @@ class Tables:
 
     def run(self) -> None:
         """All passes and folds."""
-        for function, arguments, count in self._calls:
-            self._counter[0] = 0
-            run_on_all_cores(function, arguments, min(count, self._shares))
+        for calls in self._calls:
+            for function, arguments, first, last in calls:
+                self._counter[0] = first
+                run_on_all_cores(function, arguments, min(last - first, self._shares))
 
     def totals(self) -> NDArray[np.float64]:
         """The reported sums of each tensor, [tensors, sums]: the last columns that passes wrote."""

@@ -37,6 +37,12 @@ class Kernel:
         small = (Domain.ROW, Domain.COLUMN)
         object.__setattr__(self, "by_rows", any(v.domain in small for v in values))
 
+    @property
+    def touched(self) -> float:
+        """Bytes an element of all that passes read and write, each counted once."""
+        names = {name for p in self.schedule.passes for name in (*p.loads, *p.stores)}
+        return sum(_bytes(self.layout.names[name]) for name in names)
+
     @cached_property
     def printed(self) -> tuple[str, list[str], list[int]]:
         """The text, the names of its functions, the number of sums a piece of each writes."""
@@ -69,6 +75,10 @@ class Kernel:
         return [float(known[i]) for i in self.schedule.host]
 
 
+def _bytes(part: Part) -> float:
+    return part.dtype.itemsize * SHARE[part.per]
+
+
 def build(
     rule: Rule,
     h: Live,
@@ -97,7 +107,7 @@ def build(
 
 def assemble(code: Code, parts: Mapping[str, Part], exact: set[str]) -> Kernel:
     """A kernel from code. parts: everything stored, by name.  exact: outputs that may be read back."""
-    widths = {name: part.dtype.itemsize * SHARE[part.per] for name, part in parts.items()}
+    widths = {name: _bytes(part) for name, part in parts.items()}
     found = schedule(code, widths, exact)
     scratch = {
         name: Part(torch.float32, "row" if domain is Domain.ROW else "column")

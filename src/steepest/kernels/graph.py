@@ -196,6 +196,9 @@ class Lowering:
     def is_host(self, i: int) -> bool:
         return self.values[i].domain is Domain.HOST
 
+    def _is_whole(self, i: int) -> bool:
+        return self.values[i].domain is Domain.TENSOR
+
     def node(self, node: Node) -> int:
         args = [self.at[i] for i in node.args]
         named = {name: self.at[i] for name, i in node.kwargs}
@@ -306,6 +309,10 @@ class Lowering:
             return args[0]
         if op is torch.div and self.is_host(args[1]):  # one division a step instead of one an element
             return self.emit("mul", args[0], self.host(operator.truediv, self.literal(1.0), args[1]))
+        if (
+            op is torch.div and self._is_whole(args[1]) and self.values[args[0]].domain in INNER
+        ):  # one a tensor
+            return self.emit("mul", args[0], self.emit("div", self.literal(1.0), args[1]))
         self.expect(op in FLOAT_OPS, op, {F})
         return self.emit(FLOAT_OPS[op], *args)
 

@@ -25,7 +25,7 @@ ARGS = ("pointers", "facts", "work", "count", "constants", "scalars", "partials"
 """What a function is given, an array of eight pointers in this order.
 
 pointers: i64 [tensors, names]: the address of every stored tensor and scratch vector.
-facts: i64 [tensors, FACTS].  work: i64 [pieces, WORK].  count: i64, the number of pieces.
+facts: i64 [tensors, FACTS].  work: i64 [pieces, WORK].  count: i64, the piece after the last.
 constants: float [groups, constants].  scalars: float [tensors, scalars].
 partials: double [pieces, sums], the sums of one pass; a fold is given those of the pass before.
 counter: i64, the next piece.
