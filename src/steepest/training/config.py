@@ -2,91 +2,82 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from steepest import schedules
 from steepest.contract import SteepestError, unknown
-from steepest.rules import find_card
+from steepest.training.stage_config import Frozen, StageConfig
 
 
-class ScheduleConfig(BaseModel):
-    """The learning rate's schedule: a shape of `steepest.schedules` over the run's steps.
+class CheckpointConfig(Frozen):
+    """When a run is saved: every so many steps (null: only at borders and at its end) or minutes; how many
+    generations are kept; whether writing goes on beside training."""
 
-    warmup: a share of the run below 1, or a number of steps from 1.
-    Any other key is an option of the shape (`final`, `cooldown`, ...).
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-
-    name: str = "cosine"
-    warmup: float = Field(default=0.1, ge=0)
-
-    @field_validator("warmup")
-    @classmethod
-    def _share_or_steps(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise SteepestError(
-                f"warmup {value:g} is neither a share nor a number of steps; give one below 1 or a whole one."
-            )
-        return value
-
-    def build(self, peak: float, steps: int) -> schedules.Schedule:
-        """The schedule for a run of this many steps."""
-        warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        return schedules.make(self.name, peak, steps, warmup=warmup, **(self.model_extra or {}))
+    every: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=10.0, gt=0)
+    keep: int = Field(default=3, ge=1)
+    background: bool = True
 
 
-class RunConfig(BaseModel):
+class HealthConfig(Frozen):
+    """How often the indicators of a run's health are computed, in steps; 0 is never."""
+
+    every: int = Field(default=10, ge=0)
+
+
+class RunConfig(StageConfig):
     """Everything one training needs; equal configs on equal data give equal numbers on a CPU.
 
-    model, data, tokenizer: as on the command line (`steepest compare --help`).
-    optimizer: {"name": "lion", "lr": 3e-4, ...}, the hyperparameters in torch's names.
-    clip:      global gradient norm, or null for no clipping.
-    batch, context: sequences a step and tokens a sequence. evals: validations, evenly spaced.
-    validation_windows: sequences of `context` tokens that each validation reads.
+    model, tokenizer: as on the command line (`steepest compare --help`).
+    precision: "fp32", "bf16" or "fp16" (autocast; float32 weights), or "pure_bf16" (bfloat16 weights).
+    recompute: activations are computed again in the backward pass, block by block.  compile: torch.compile.
+    stages:    stages one after another; what one does not say, it takes from the keys above.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+    optimizer: dict[str, Any] = {}
     model: str = "tiny"
-    data: str = "stdlib"
-    text_key: str = "text"
     tokenizer: str = "bytes"
-    objective: str = "next_token"
-    optimizer: dict[str, Any]
-    schedule: ScheduleConfig = ScheduleConfig()
-    clip: float | None = Field(default=1.0, gt=0)
-    batch: int = Field(default=8, ge=1)
-    context: int = Field(default=64, ge=1)
-    steps: int = Field(default=160, ge=1)
     seed: int = 0
-    evals: int = Field(default=8, ge=1)
-    validation_windows: int = Field(default=64, ge=1)
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
+    precision: Literal["fp32", "bf16", "fp16", "pure_bf16"] = "fp32"
+    recompute: bool = False
+    compile: bool = False
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
+    stages: tuple[dict[str, Any], ...] = ()
 
     @field_validator("optimizer")
     @classmethod
     def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "name" not in value or "lr" not in value:
-            raise SteepestError("optimizer needs a name and an lr, as in {name: adamw, lr: 3e-4}.")
-        if not isinstance(value["name"], str):
-            raise SteepestError(f"the optimizer's name must be text, got {value['name']!r}.")
-        find_card(value["name"])
-        rate = value["lr"]
-        if not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
-            raise SteepestError(f"the optimizer's lr must be a number from 0 up, got {rate!r}.")
-        return value
+        return value and StageConfig._named(value)
 
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The optimizer's hyperparameters as given, without its name and its learning rate."""
-        return {key: value for key, value in self.optimizer.items() if key not in ("name", "lr")}
+    @model_validator(mode="after")
+    def _whole(self) -> RunConfig:
+        self.plan()
+        return self
+
+    def plan(self) -> tuple[StageConfig, ...]:
+        """The stages, complete; a flat config is one stage."""
+        own = {key: getattr(self, key) for key in self.model_fields_set & set(StageConfig.model_fields)}
+        if not self.stages:
+            if not self.optimizer:
+                raise SteepestError("optimizer is missing; add it.")
+            return (StageConfig(**{**own, "optimizer": self.optimizer}),)
+        found: list[StageConfig] = []
+        for i, given in enumerate(self.stages):
+            where = f"stage {given.get('name') or i + 1}"
+            try:
+                found.append(StageConfig.model_validate({**own, "name": f"stage{i + 1}", **given}))
+            except ValidationError as error:
+                raise SteepestError(_sentence(error, where, StageConfig)) from None
+        names = [stage.name for stage in found]
+        if len(set(names)) < len(names):
+            raise SteepestError(f"two stages have the same name ({', '.join(names)}); name each differently.")
+        return tuple(found)
 
 
 def parse_config(given: Mapping[str, Any], where: str) -> RunConfig:
@@ -94,16 +85,31 @@ def parse_config(given: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(given))
     except ValidationError as error:
-        # A misspelt key leaves another one missing; the misspelling is what helps.
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise unknown(f"key in {where}", key, RunConfig.model_fields) from None
-        if first["type"] == "missing":
-            raise SteepestError(f"{where}: {key} is missing; add it.") from None
-        cause = first.get("ctx", {}).get("error")
-        text = str(cause) if cause else f"{key}: {first['msg'].lower()}, got {first['input']!r}."
-        raise SteepestError(f"{where}: {text}") from None
+        raise SteepestError(_sentence(error, where, RunConfig)) from None
+
+
+def _sentence(error: ValidationError, where: str, config: type[BaseModel]) -> str:
+    """The first mistake of a config, in words."""
+    # A misspelt key leaves another one missing; the misspelling is what helps.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return str(unknown(f"key in {where}", key, _keys(config, first["loc"])))
+    if first["type"] == "missing":
+        return f"{where}: {key} is missing; add it."
+    cause = first.get("ctx", {}).get("error")
+    return f"{where}: " + (str(cause) if cause else f"{key}: {first['msg'].lower()}, got {first['input']!r}.")
+
+
+def _keys(config: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that exist where a config has an unknown one, written like that one."""
+    path = ""
+    for part in loc[:-1]:
+        inner = config.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        config, path = inner, f"{path}{part}."
+    return [path + key for key in config.model_fields]
 
 
 def load_config(path: Path) -> RunConfig:
@@ -121,13 +127,15 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(given, dict):
         raise SteepestError(f"{path} holds no config; it must be `key: value` lines, one of them optimizer.")
     # YAML 1.1 reads 3e-4 (no dot) as text; people write it, so numbers in text are numbers here.
-    optimizer = given.get("optimizer")
-    if isinstance(optimizer, dict):
-        given["optimizer"] = {key: _number(value) for key, value in optimizer.items()}
+    for part in (given, *(given.get("stages") or ())):
+        if isinstance(part, dict) and isinstance(part.get("optimizer"), dict):
+            part["optimizer"] = _number(part["optimizer"])
     return parse_config(given, str(path))
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _number(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return tuple(map(_number, value))
     try:
