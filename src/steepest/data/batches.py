@@ -12,6 +12,7 @@ from steepest.contract import SteepestError
 from steepest.data.seeds import seed_for
 
 Tokens = np.ndarray[tuple[int], np.dtype[Any]]
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Batches:
@@ -47,7 +48,7 @@ class Batches:
         if step < 0:
             raise SteepestError(f"there is no batch at step {step}; steps count from 0.")
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.windows, self._seed, epoch)
+        order = permutation(self.windows, self._seed, epoch)
         return _gather(self._tokens, order[place * self._batch :][: self._batch], self._length)
 
 
@@ -87,12 +88,12 @@ def _gather(tokens: Tokens, windows: Tokens, length: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> Tokens:
-    """An order of `count` windows, fixed by seed and epoch on every machine.
+def permutation(count: int, seed: int, epoch: int) -> Indices:
+    """An order of `count` windows or rows, fixed by seed and epoch on every machine.
 
     Sorting the raw stream of a bit generator, which numpy guarantees to keep, rather than a
     shuffle of numpy or torch, which may change between their versions.
     """
     keys = np.random.Philox(key=seed_for(seed, f"epoch/{epoch}")).random_raw(count)
-    order: Tokens = np.argsort(keys, kind="stable")
+    order: Indices = np.argsort(keys, kind="stable")
     return order

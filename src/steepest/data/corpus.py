@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import accumulate
 from pathlib import Path
 
 from steepest.contract import SteepestError, unknown
@@ -33,6 +34,14 @@ class Corpus:
     """SHA-256 over both splits, in hex: equal digests, equal text."""
     facts: Facts
     """Sizes in bytes and documents, what was skipped, and what its source knows about it."""
+    lengths: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """Bytes of each document of the two splits, which are joined by one line break; () for one document."""
+
+    def documents(self) -> tuple[list[bytes], list[bytes]]:
+        """(train, validation) document by document, in their order."""
+        splits = zip((self.train, self.validation), self.lengths, strict=True)
+        train, validation = (_documents(text, lengths) for text, lengths in splits)
+        return train, validation
 
 
 def load_corpus(spec: str, *, validation: float = 0.05, text_key: str = "text") -> Corpus:
@@ -91,7 +100,7 @@ def _synthetic(spec: str, validation: float) -> Corpus:
     facts: Facts = {"floor_bits_per_byte": true_model.floor, "seed": seed, "words": len(true_model.words)}
     share = round(validation * size)
     train, rest = true_model.text(size - share, "train"), true_model.text(share, "validation")
-    return _finish(spec, train, rest, facts)
+    return _finish(spec, [train], [rest], facts)
 
 
 def _corpus(name: str, reading: Reading, validation: float, facts: Facts) -> Corpus:
@@ -107,14 +116,20 @@ def _corpus(name: str, reading: Reading, validation: float, facts: Facts) -> Cor
         "dropped_documents": len(reading.documents) - len(documents),
         **facts,
     }
-    return _finish(name, b"\n".join(train), b"\n".join(rest), facts)
+    return _finish(name, train, rest, facts)
 
 
-def _finish(name: str, train: bytes, validation: bytes, facts: Facts) -> Corpus:
-    parts = (train, validation)
-    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    sizes: Facts = {"train_bytes": len(train), "validation_bytes": len(validation)}
-    return Corpus(name, train, validation, digest, sizes | facts)
+def _finish(name: str, train: list[bytes], validation: list[bytes], facts: Facts) -> Corpus:
+    texts = b"\n".join(train), b"\n".join(validation)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).hexdigest()
+    sizes: Facts = {"train_bytes": len(texts[0]), "validation_bytes": len(texts[1])}
+    lengths = tuple(map(len, train)), tuple(map(len, validation))
+    return Corpus(name, *texts, digest, sizes | facts, lengths)
+
+
+def _documents(text: bytes, lengths: tuple[int, ...]) -> list[bytes]:
+    starts = accumulate((length + 1 for length in lengths), initial=0)
+    return [text[start : start + length] for start, length in zip(starts, lengths, strict=False)] or [text]
 
 
 def _cut(text: bytes, validation: float) -> tuple[bytes, bytes]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from steepest.contract import SteepestError
 
@@ -113,7 +114,8 @@ def _read_member(path: Path, root: Path, text_key: str) -> list[Document] | None
     return None if text is None else [Document(path.relative_to(root).as_posix(), text)]
 
 
-def _json_lines(data: bytes, path: Path, text_key: str) -> Iterator[Document]:
+def json_objects(data: bytes, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) of every line of a .jsonl file that is not blank; `where` names file and line."""
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -125,22 +127,33 @@ def _json_lines(data: bytes, path: Path, text_key: str) -> Iterator[Document]:
                 f"{where}: not JSON ({error}); every line must be one JSON object."
             ) from error
         if not isinstance(row, dict):
-            raise SteepestError(f"{where}: a {_kind(row)}; every line must be one JSON object.")
-        if text_key not in row:
-            keys = ", ".join(map(repr, row)) or "none"
-            raise SteepestError(
-                f"{where}: there is no {text_key!r} (keys: {keys}); name the key that holds the text."
-            )
-        if not isinstance(row[text_key], str):
-            raise SteepestError(f"{where}: {text_key!r} holds a {_kind(row[text_key])}; it must be a string.")
-        # A lone surrogate is legal in JSON and in no encoding: it becomes a question mark.
-        text = row[text_key].encode("utf-8", errors="replace")
-        yield Document(hashlib.sha256(text).hexdigest(), text)
+            raise SteepestError(f"{where}: a {kind_of(row)}; every line must be one JSON object.")
+        yield where, row
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What JSON calls a value: "object", "list", "string", "boolean", "null" or "number"."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
+
+
+def keys_of(row: dict[str, Any]) -> str:
+    """The keys of an object, for a message that misses another one."""
+    return ", ".join(map(repr, row)) or "none"
+
+
+def _json_lines(data: bytes, path: Path, text_key: str) -> Iterator[Document]:
+    for where, row in json_objects(data, path):
+        if text_key not in row:
+            raise SteepestError(
+                f"{where}: there is no {text_key!r} (keys: {keys_of(row)}); name the key that holds the text."
+            )
+        value = row[text_key]
+        if not isinstance(value, str):
+            raise SteepestError(f"{where}: {text_key!r} holds a {kind_of(value)}; it must be a string.")
+        # A lone surrogate is legal in JSON and in no encoding: it becomes a question mark.
+        text = value.encode("utf-8", errors="replace")
+        yield Document(hashlib.sha256(text).hexdigest(), text)
 
 
 def _refused(error: OSError, path: Path | str) -> SteepestError:

@@ -38,12 +38,52 @@ class Tokenizer(Protocol):
         """The text that (n,) integers spell."""
         ...
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text. No valid UTF-8 text is encoded with it, bar one that spells it out."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills a row. Masks decide what is padding, so it may be the end's."""
+        ...
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What the model expects before every text: its beginning-of-text token, or nothing."""
+        ...
+
+    @property
+    def chat(self) -> Any | None:
+        """The tokenizer of `transformers` with the model's own chat template; `None` where there is none."""
+        ...
+
+
+END, PAD = b"\xff", b"\xfe"
+"""Bytes that occur in no UTF-8 text. As tokens they mark the end of a text and fill rows, so a vocabulary of
+bytes needs no further ids for that, and a model keeps its shape from pre-training to its last stage."""
+
+
+def encode_document(tokenizer: Tokenizer, data: bytes) -> TokenIds:
+    """(n,) int32 ids of a text as a whole: the start that its model expects, the text, the end."""
+    return _flat([tokenizer.start_ids, tokenizer.encode(data), [tokenizer.end_id]])
+
+
+def decode_answer(tokenizer: Tokenizer, ids: Any) -> str:
+    """The text of generated ids (n,), up to the first end token."""
+    ids = np.asarray(ids)
+    (ends,) = np.nonzero(ids == tokenizer.end_id)
+    return tokenizer.decode(ids[: ends[0]] if len(ends) else ids).decode("utf-8", errors="replace")
+
 
 class ByteTokenizer:
     """Every byte is its own token. Round trips on any bytes."""
 
     name = "bytes"
     vocab_size = 256
+    end_id, pad_id = END[0], PAD[0]
+    start_ids: tuple[int, ...] = ()
+    chat = None
 
     def encode(self, data: bytes) -> TokenIds:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
@@ -55,6 +95,9 @@ class ByteTokenizer:
 class BpeTokenizer:
     """A byte-level BPE of the `tokenizers` library. Round trips on valid UTF-8."""
 
+    start_ids: tuple[int, ...] = ()
+    chat = None
+
     def __init__(self, backend: Any) -> None:
         """backend: a `tokenizers.Tokenizer` with the byte-level alphabet."""
         self._backend = backend
@@ -63,6 +106,8 @@ class BpeTokenizer:
         alphabet = _byte_alphabet()
         tokens = map(backend.id_to_token, range(self.vocab_size))
         self._spelling = [bytes(alphabet[character] for character in token) for token in tokens]
+        # Bytes that no text has are in no merge: each is a token of its own that no text is encoded with.
+        self.end_id, self.pad_id = self._spelling.index(END), self._spelling.index(PAD)
 
     def encode(self, data: bytes) -> TokenIds:
         return _flat(encoding.ids for encoding in self._backend.encode_batch_fast(list(_chunks(data))))
@@ -80,6 +125,27 @@ class ModelTokenizer:
         """backend: a tokenizer of `transformers`."""
         self._backend = backend
         self.vocab_size: int = len(backend)
+        self.chat = backend if getattr(backend, "chat_template", None) else None
+
+    @property
+    def end_id(self) -> int:
+        end: int | None = self._backend.eos_token_id
+        if end is None:
+            raise SteepestError(
+                "the model's tokenizer names no token that ends a text; set eos_token in its "
+                "tokenizer_config.json, or use 'bytes' or 'bpe:4096'."
+            )
+        return end
+
+    @property
+    def pad_id(self) -> int:
+        pad: int | None = self._backend.pad_token_id
+        return self.end_id if pad is None else pad
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        first = self._backend("").input_ids[:1]
+        return tuple(first) if first == [self._backend.bos_token_id] else ()
 
     def encode(self, data: bytes) -> TokenIds:
         chunks = list(_chunks(data))
