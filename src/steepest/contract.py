@@ -125,6 +125,9 @@ class Slot:
     average: the hyperparameter, as `h` has it, that is this moving average's decay; `None` for a sum, or
            an average whose decay tends to one.
     exact: it has to be stored without loss (a maximum, which rounding would ratchet up).
+    of:    what it remembers, by which another rule can take it over: the "gradient" or its "square" (or means
+           of that, where it has a shape of its own), or the rule's own "update"; None if it is another thing.
+    steady: what it holds of a constant 1 after `h.t` steps; `None`: 1 less what an average still lacks then.
     """
 
     init: float | str = 0.0
@@ -133,6 +136,14 @@ class Slot:
     nonnegative: bool = False
     average: str | None = None
     exact: bool = False
+    of: Literal["gradient", "square", "update"] | None = None
+    steady: Callable[[Live], float] | None = None
+
+    def held(self, h: Live) -> float:
+        """What it holds of a constant 1 after `h.t` steps."""
+        if self.steady is not None:
+            return self.steady(h)
+        return 1.0 - getattr(h, self.average) ** h.t if self.average else 1.0
 
     def if_set(self, name: str) -> Slot:
         """The same slot, present only where hyperparameter `name` is set (not zero, None or False)."""

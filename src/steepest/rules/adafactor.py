@@ -62,7 +62,14 @@ def _means(which: int) -> Slot:
         dims = factored_dims(full, h)
         return torch.Size(1 if dims and i == dims[which] else n for i, n in enumerate(full))
 
-    return Slot(shape=shape, nonnegative=True, when=lambda full, h: factored_dims(full, h) is not None)
+    return Slot(
+        shape=shape, nonnegative=True, of="square", when=lambda full, h: factored_dims(full, h) is not None
+    )
+
+
+def root_product(r: Any, c: Any, floor: Any) -> Any:
+    """The root of r c / mean r, the second moment that two means stand for."""
+    return sqrt(r / atleast(mean_to(r, c), floor)) * sqrt(c)
 
 
 def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
@@ -72,15 +79,15 @@ def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, d
         v = lerp(s.v, g2, weight)
         return sqrt(v), {"v": v}
     r, c = lerp(s.r, mean_to(g2, s.r), weight), lerp(s.c, mean_to(g2, s.c), weight)
-    return sqrt(r / atleast(mean_to(r, s.c), floor)) * sqrt(c), {"r": r, "c": c}
+    return root_product(r, c, floor), {"r": r, "c": c}
 
 
 @rule(
     slots={
         "r": _means(0),
         "c": _means(1),
-        "v": Slot(when=lambda shape, h: factored_dims(shape, h) is None, nonnegative=True),
-        "m": Slot(average="beta1").if_set("beta1"),
+        "v": Slot(when=lambda shape, h: factored_dims(shape, h) is None, nonnegative=True, of="square"),
+        "m": Slot(average="beta1", of="update").if_set("beta1"),
     },
     scope=Scope.TENSOR,
     decay="inside",

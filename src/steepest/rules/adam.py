@@ -7,11 +7,12 @@ from steepest.ops import atleast, atmost, lerp, norm, ratio, sqrt, unbias, where
 from steepest.rules.declare import EPS, FLAG, UNIT, rate, rule, variant
 
 BETAS = Hyper((0.9, 0.999), **UNIT)
-M, V = Slot(average="beta1"), Slot(average="beta2", nonnegative=True)
+M = Slot(average="beta1", of="gradient")
+V = Slot(average="beta2", nonnegative=True, of="square")
 
 
 @rule(
-    slots={"m": M, "v": V, "x": Slot(nonnegative=True, exact=True).if_set("amsgrad")},
+    slots={"m": M, "v": V, "x": Slot(nonnegative=True, exact=True, of="square").if_set("amsgrad")},
     scope=Scope.ELEMENT,
     paper="arXiv:1711.05101; amsgrad openreview ryQu7f-RZ; reference torch/optim/adam.py",
     hyper={

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, lerp, sqrt
-from steepest.rules.declare import EPS, FLAG, MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
+from steepest.rules.declare import EPS, FLAG, UNIT, UPDATES, WEIGHT_DECAY, rate, rule
 
 
 @rule(
-    slots={"v": Slot(init="initial_accumulator_value", nonnegative=True)},
+    slots={"v": Slot(init="initial_accumulator_value", nonnegative=True, of="square", steady=lambda h: h.t)},
     scope=Scope.ELEMENT,
     decay="l2",
     paper="Duchi et al., JMLR 12, 2011; reference torch/optim/adagrad.py",
@@ -27,9 +27,9 @@ def adagrad(p, g, s, h):
 
 @rule(
     slots={
-        "v": Slot(average="alpha", nonnegative=True),
+        "v": Slot(average="alpha", nonnegative=True, of="square"),
         "a": Slot(average="alpha").if_set("centered"),
-        "m": MOMENTUM.if_set("momentum"),
+        "m": UPDATES.if_set("momentum"),
     },
     scope=Scope.ELEMENT,
     decay="l2",

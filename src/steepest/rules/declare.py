@@ -11,7 +11,8 @@ from steepest.contract import Decay, Hyper, Rule, RuleFn, Scope, Slot, SteepestE
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
 UNIT: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
 EPS = Hyper(1e-8, low=0.0)
-MOMENTUM = Slot(average="momentum")
+MOMENTUM = Slot(average="momentum", of="gradient")
+UPDATES = Slot(average="momentum", of="update")
 FLAG = Hyper(False, live=False, choices=(False, True))
 
 

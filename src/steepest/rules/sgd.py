@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from steepest.contract import Hyper, Scope
+from dataclasses import replace
+
+from steepest.contract import Hyper, Live, Scope
 from steepest.ops import add_scaled, norm, where
-from steepest.rules.declare import FLAG, MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
+from steepest.rules.declare import FLAG, MOMENTUM, UNIT, UPDATES, WEIGHT_DECAY, rate, rule
 
 OPTIONS = {
     "lr": rate(1e-3),
@@ -15,8 +17,14 @@ OPTIONS = {
 }
 
 
+def _sum(h: Live) -> float:
+    """What momentum has added up of a constant 1; the first gradient is not dampened."""
+    rest = h.momentum ** (h.t - 1)
+    return rest + (1 - h.dampening) * (1 - rest) / (1 - h.momentum)
+
+
 @rule(
-    slots={"m": MOMENTUM.if_set("momentum")},
+    slots={"m": replace(MOMENTUM, steady=_sum).if_set("momentum")},
     scope=Scope.ELEMENT,
     decay="l2",
     paper="Polyak 1964; Nesterov as in Sutskever et al. 2013; reference torch/optim/sgd.py",
@@ -30,7 +38,7 @@ def sgd(p, g, s, h):
 
 
 @rule(
-    slots={"m": MOMENTUM.if_set("momentum")},
+    slots={"m": UPDATES.if_set("momentum")},
     scope=Scope.TENSOR,
     decay="inside",
     paper="arXiv:1708.03888; reference timm/optim/lars.py",

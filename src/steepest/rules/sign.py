@@ -8,7 +8,7 @@ from steepest.rules.declare import MOMENTUM, UNIT, WEIGHT_DECAY, rate, rule
 
 
 @rule(
-    slots={"m": Slot(average="beta2")},
+    slots={"m": Slot(average="beta2", of="gradient")},
     scope=Scope.ELEMENT,
     paper="arXiv:2302.06675; reference google/automl lion/lion_pytorch.py",
     hyper={"lr": rate(1e-4), "betas": Hyper((0.9, 0.99), **UNIT), "weight_decay": WEIGHT_DECAY},
