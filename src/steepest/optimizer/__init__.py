@@ -1,5 +1,6 @@
 """The optimizer object: one `torch.optim.Optimizer` that runs any rule, on any engine."""
 
+from steepest.optimizer.border import Carried, carry, suggested_rate
 from steepest.optimizer.constructors import (
     LAMB,
     LARS,
@@ -15,7 +16,7 @@ from steepest.optimizer.constructors import (
 )
 from steepest.optimizer.optimizer import Optimizer
 from steepest.optimizer.routes import Route, decay_groups, everything, matrices, vectors
-from steepest.optimizer.verdict import Verdict
+from steepest.optimizer.verdict import Judge, Judgement, Verdict
 
 __all__ = [
     "LAMB",
@@ -25,15 +26,20 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Carried",
+    "Judge",
+    "Judgement",
     "Lion",
     "Optimizer",
     "RMSprop",
     "Route",
     "Signum",
     "Verdict",
+    "carry",
     "constructor",
     "decay_groups",
     "everything",
     "matrices",
+    "suggested_rate",
     "vectors",
 ]

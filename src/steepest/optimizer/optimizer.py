@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from steepest.contract import Rule, SteepestError, expand, unknown
-from steepest.engines import Bucket, Request, find_engine
+from steepest.engines import Bucket, Engine, Request, find_engine
+from steepest.optimizer import preview, saved
 from steepest.optimizer.groups import fill
 from steepest.optimizer.routes import Route, route_groups
 from steepest.optimizer.stateful import Stateful
-from steepest.optimizer.step import Lot, Owed, Settled, expand_there
-from steepest.optimizer.verdict import CLIP_EPS, Verdict, culprits, decide
+from steepest.optimizer.step import Layout, Lot, Owed, Settled, expand_there
+from steepest.optimizer.verdict import CLIP_EPS, LOSS_SCALE, NON_FINITE, Judge, Verdict, culprits, decide
 from steepest.rules import find_rule
 
 log = logging.getLogger("steepest")
@@ -39,7 +40,7 @@ class Optimizer(Stateful):
         max_grad_norm: clip gradients by their global norm (after undoing a GradScaler's scale).
         max_grad_value: clip every gradient element to [-value, value] (after the norm).
         maximize: ascend instead of descend.
-        skip_limit: raise after this many steps in a row were skipped for non-finite gradients.
+        skip_limit: raise after this many steps in a row were skipped.
         check_finite: False gives the transaction up: unless clipping needs the norm, nobody looks at the
             gradients before the step, and what is not finite in them goes into the parameters.
         engine: "auto", "fused", "foreach" or "reference".
@@ -89,8 +90,8 @@ class Optimizer(Stateful):
         self.last_verdict = None
         self._engine = find_engine(engine)
         self.engine = self._engine.name
-        self._step_supports_amp_scaling = True
-        self._observe = telemetry
+        self._step_supports_amp_scaling = True  # GradScaler then leaves `grad_scale` and `found_inf`
+        self.observes = telemetry
         self._sums: list[tuple[list[int], Tensor]] = []
         shared = {"maximize": maximize, "state": state, "param": param}
         named = list(params.named_parameters()) if isinstance(params, nn.Module) else params
@@ -114,6 +115,14 @@ class Optimizer(Stateful):
     skipped = Settled()
     consecutive_skips = Settled()
     _owed: Owed | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    """What the loss was multiplied by, which is undone in the step, and whether something outside, the loss
+    itself say, was not finite, which vetoes it: one number each. `torch.amp.GradScaler` sets them too."""
+    judge: Judge | None = None
+    """Asked in every step with the global norm of the unscaled gradients: it may veto the step, clip it lower
+    or slow it down (`Judgement`). Every step is then decided on the host. It stays behind when an optimizer
+    is copied or pickled."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -124,14 +133,14 @@ class Optimizer(Stateful):
                 loss = closure()
         self._settle()
         self._check_groups()
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = self._owned()
         grads = [p.grad for p in params]
         layout = self._lay_out(params, grads)
         if not layout.lots:
             return loss
         if self._defer(layout.lots, grads):
             return loss
-        verdict = self._decide([grad for grad in grads if grad is not None])
+        verdict = self._decide([grad for grad in grads if grad is not None], self._engine, self.judge)
         self.last_verdict = verdict
         if not verdict.commit:
             self._skip(verdict, culprits(zip(self._names(), grads, strict=True)))
@@ -152,15 +161,15 @@ class Optimizer(Stateful):
     def _defer(self, lots: list[Lot], grads: Sequence[Tensor | None]) -> bool:
         """Leave the step to an engine that decides about it on the device, if there is one; the host goes on
         as if it were committed, and settles it later."""
-        if not self._engine.defers([grad for grad in grads if grad is not None]):
+        if self.judge is not None or not self._engine.defers([grad for grad in grads if grad is not None]):
             return False
         buckets = [self._bucket(lot, grads, None) for lot in lots]
         request = Request(
             looks=self.check_finite or self.max_grad_norm is not None,
             max_norm=self.max_grad_norm,
             clip_eps=self.clip_eps,
-            loss_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
+            loss_scale=self.grad_scale,
+            found_inf=self.found_inf,
         )
         pending = self._engine.commit(buckets, request)
         if pending is None:
@@ -191,30 +200,31 @@ class Optimizer(Stateful):
             self._owed = owed
         if outcome.vetoed:
             names, members = self._names(), owed.members()
-            self._skip(Verdict(False, outcome.norm), tuple(names[members[i]] for i in outcome.bad))
+            scaled = not outcome.bad and self.found_inf is not None
+            verdict = Verdict(False, outcome.norm, why=LOSS_SCALE if scaled else NON_FINITE)
+            self._skip(verdict, tuple(names[members[i]] for i in outcome.bad))
 
-    def _decide(self, grads: Sequence[Tensor]) -> Verdict:
-        # torch.amp.GradScaler leaves these two on an optimizer that declares `_step_supports_amp_scaling`.
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        looks = self.check_finite or self.max_grad_norm is not None
+    def _decide(self, grads: Sequence[Tensor], engine: Engine, judge: Judge | None) -> Verdict:
+        looks = self.check_finite or self.max_grad_norm is not None or judge is not None
         return decide(
-            self._engine.measure(grads) if looks else None,
-            loss_scale=1.0 if grad_scale is None else float(grad_scale),
-            found_inf=found_inf is not None and bool(found_inf),
+            engine.measure(grads) if looks else None,
+            loss_scale=1.0 if self.grad_scale is None else float(self.grad_scale),
+            found_inf=self.found_inf is not None and bool(self.found_inf),
             max_norm=self.max_grad_norm,
             clip_eps=self.clip_eps,
+            judge=judge,
         )
 
     def _skip(self, verdict: Verdict, names: tuple[str, ...]) -> None:
         self.skipped += 1
         self.consecutive_skips += 1
         self.last_verdict = replace(verdict, culprits=names)
-        shown = ", ".join(names[:3]) or "the loss scaler's own check"
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        log.warning("step skipped, nothing moved: non-finite gradient in %s%s", shown, more)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        log.warning("step skipped, nothing moved: %s%s", verdict.why, f" in {shown}" if names else "")
         if self.consecutive_skips >= self.skip_limit:
+            last = f"had non-finite gradients, last in {shown}" if names else f"were skipped: {verdict.why}"
             raise SteepestError(
-                f"{self.consecutive_skips} steps in a row had non-finite gradients, last in {shown}{more}; "
+                f"{self.consecutive_skips} steps in a row {last}; "
                 "lower the learning rate or look at the data (nothing was changed by these steps)."
             )
 
@@ -226,6 +236,8 @@ class Optimizer(Stateful):
             h, tensors = expand_there(hyper, lot.taken + 1, lot.params[0].device)
         else:
             h = expand(hyper, lot.taken + 1)
+            if verdict.rate != 1.0:
+                h.lr *= verdict.rate
         scale = -1.0 if group["maximize"] else 1.0
         if verdict is not None and verdict.scale is not None:
             scale *= verdict.scale
@@ -241,7 +253,7 @@ class Optimizer(Stateful):
             stored=lot.stored,
             ordinals=lot.members,
             seed=self.seed,
-            telemetry=self._observe,
+            telemetry=self.observes,
             tensors=tensors,
         )
 
@@ -253,16 +265,45 @@ class Optimizer(Stateful):
     def buckets(self) -> list[Bucket]:
         """What the engine would be given for the present gradients, not clipped: for looking at."""
         self._settle()
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = self._owned()
         grads = [p.grad for p in params]
         lots = self._lay_out(params, grads).lots
         return [self._bucket(lot, grads, Verdict(True, 1.0)) for lot in lots]
+
+    @torch.no_grad()
+    def preview(self, sample: float = 1.0, seed: int = 0) -> dict[str, dict[str, float]]:
+        """What the next step would move with the present gradients, as `telemetry()` would tell it: by name,
+        `update_norm` and `param_norm` after it. Nothing is changed: one parameter at a time is stepped on a
+        copy. A step that would be vetoed moves nothing; the judge is not asked.
+
+        sample: the part of all tensors to look at, drawn by `seed`; at least one tensor is.
+        """
+        names = self._names()
+        places = preview.draw([i for i, p in enumerate(self._owned()) if p.grad is not None], sample, seed)
+        return {names[i]: moved for i, moved in self.foresee(places).items()}
+
+    @torch.no_grad()
+    def foresee(self, places: set[int]) -> dict[int, dict[str, float]]:
+        """`preview` of the parameters at these places of all; all gradients decide about the step."""
+        self._reconcile()
+        self._check_groups()
+        oracle, grads = find_engine("reference"), [p.grad for p in self._owned()]
+        verdict = self._decide([grad for grad in grads if grad is not None], oracle, None)
+        lots = Layout(self.param_groups, self.state, self._codecs_of, []).lots
+        alone = (preview.copied(lot, k) for lot in lots for k, i in enumerate(lot.members) if i in places)
+        return {
+            lot.members[0]: preview.foresee(oracle, self._bucket(lot, grads, verdict), verdict.commit)
+            for lot in alone
+        }
+
+    def _owned(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def telemetry(self) -> dict[str, dict[str, float]]:
         """Of every parameter that moved in the last committed step: `grad_norm` (as clipped, before L2
         decay), `update_norm`, `param_norm` after it, and `lost`, the number of elements that should have
         moved and did not because of how the parameter is stored."""
-        if not self._observe:
+        if not self.observes:
             raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
         self._settle()
         names = self._names()
@@ -276,6 +317,25 @@ class Optimizer(Stateful):
             for members, sums in self._sums
             for i, row in zip(members, sums.tolist(), strict=True)
         }
+
+    def norms(self) -> dict[str, float]:
+        """`update_norm` and `param_norm` of all that moved in the last committed step, taken together."""
+        told = self.telemetry().values()
+        return {key: math.hypot(*(row[key] for row in told)) for key in ("update_norm", "param_norm")}
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All state as tensors, keyed "<parameter>/<stored slot>" ("layers.0.weight/m.scale"), and facts that
+        JSON can hold: per parameter rule, shape, type, codecs and steps; hyperparameters, counters, seed.
+
+        The tensors are those that the next step changes: copy them, or write them first.
+        """
+        return saved.export_state(self)
+
+    def import_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> list[str]:
+        """Take over what `export_state` gave. Names, shapes, types, rules and codecs are all checked first; a
+        mismatch raises, naming both sides, and changes nothing. Hyperparameters stay this optimizer's own:
+        where they differ from the saved ones is returned, one sentence each."""
+        return saved.import_state(self, tensors, facts)
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers put a wrapped `step` of this very object into `__dict__`; a copy must not carry it. What

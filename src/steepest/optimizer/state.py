@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.codecs import decode, pack, param_codec, slot_codec, stored_name, unpack
-from steepest.contract import Codec, Rule, SteepestError, compute_dtype, expand, unknown
+from steepest.contract import Codec, Live, Rule, SteepestError, compute_dtype, expand, unknown
 
 VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter as its optimizer holds it.
+
+    name: its own, or its place in words.  place: among all parameters.  state: None while it is frozen.
+    """
+
+    name: str
+    place: int
+    index: int
+    group: Mapping[str, Any]
+    p: Tensor
+    rule: Rule
+    codecs: Mapping[str, Codec]
+    state: dict[str, Any] | None
+
+    def start(self) -> dict[str, Any]:
+        """Its state before the first step."""
+        return allocate(self.rule, self.p, self.group, self.codecs)
+
+    def live(self, t: int) -> Live:
+        """Its hyperparameters as the rule reads them in step t."""
+        return expand({name: self.group[name] for name in self.rule.hyper}, t)
 
 
 def global_shape(p: Tensor) -> torch.Size:

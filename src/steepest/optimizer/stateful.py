@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from steepest.optimizer.groups import KEYS, Place, check, fill, get, put
 from steepest.optimizer.routes import routing_digest
 from steepest.optimizer.state import (
     VERSION,
+    Held,
     allocate,
     codecs_for,
     compare,
@@ -148,16 +150,35 @@ class Stateful(torch.optim.Optimizer):
         return self._layout
 
     def _names(self) -> list[str]:
+        """A name for every parameter; one that two have is told apart by their places."""
+        places = [(g, i) for g, group in enumerate(self.param_groups) for i, _ in enumerate(group["params"])]
+        times = Counter(names := [self.name_of(g, i) for g, i in places])
         return [
-            self.name_of(g, i)
-            for g, group in enumerate(self.param_groups)
-            for i, _ in enumerate(group["params"])
+            name if times[name] == 1 else f"{name} (parameter {i} of group {g})"
+            for name, (g, i) in zip(names, places, strict=True)
         ]
 
     def name_of(self, group: int, index: int) -> str:
         """A parameter's name, or its place where it was given without one."""
         names = self.param_groups[group].get("param_names")
         return names[index] if names else f"parameter {index} of group {group}"
+
+    def holdings(self) -> list[Held]:
+        """Every parameter with what is held of it, in order."""
+        self._reconcile()
+        owned = [(g, group, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
+        return [
+            Held(name, place, g, group, p, *self._codecs_of(g, p), self.state.get(p))
+            for place, (name, (g, group, p)) in enumerate(zip(self._names(), owned, strict=True))
+        ]
+
+    def adopt(self, states: Mapping[Tensor, dict[str, Any]], **counters: int) -> None:
+        """Put these parameters' states, and counters of this object, in force."""
+        self._layout = None
+        self.state.update(states)
+        for name, value in counters.items():
+            setattr(self, name, value)
+        self._follow_schedules()
 
     def routing(self) -> list[list[Any]]:
         """The routing table: [name, shape, rule, weight decay, codecs] for every parameter, in order.
@@ -303,9 +324,7 @@ class Stateful(torch.optim.Optimizer):
             for slot, value in (taken or {}).items():
                 x = value.to(device=p.device, dtype=compute_dtype(p), copy=True)
                 fresh[p] |= encode_slot(slot, codecs[slot], x, p)
-        self.state.update(fresh)
-        self.committed = max((int(s["step"]) for s in fresh.values()), default=0)
-        self._follow_schedules()
+        self.adopt(fresh, committed=max((int(s["step"]) for s in fresh.values()), default=0))
 
     def export_torch_state(self) -> dict[str, Any]:
         """The state as torch.optim's own optimizer of this algorithm loads it."""
