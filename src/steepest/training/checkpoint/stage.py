@@ -1,0 +1,171 @@
+"""What is to be saved, and the copy of it that the writer works from while training goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.contract import SteepestError
+from steepest.training.checkpoint.manifest import CODES, DTYPES, GROUP, TensorFact
+
+FILE_BYTES = 2_000_000_000
+"""A file of tensors holds about this much; one larger tensor has a file of its own."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a checkpoint holds: group to (name to tensor), and facts that are plain JSON.
+
+    Groups are short words ("model", "optimizer"). Facts are None, bools, numbers, strings, lists and dicts
+    with strings for keys; tuples come back as lists.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file to be written: its tensors, copied to the CPU, and what was true of them then."""
+
+    group: str
+    tensors: dict[str, tuple[Tensor, TensorFact]]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A payload that no longer changes: files by name."""
+
+    files: dict[str, StagedFile]
+    facts: dict[str, Any]
+
+
+def stage(payload: Payload, limit: int = FILE_BYTES) -> Staged:
+    """Copy every tensor to CPU memory and hash the copies; what happens to the originals later is not seen.
+
+    Hashes are made here, not by the writer, so that what is read back from the disk is compared with the
+    tensors as they were handed over. They are made on as many threads as torch uses, beside the copying.
+    """
+    check_facts(payload.facts, "facts")
+    _check_tensors(payload)
+    try:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            pending = {
+                group: {name: _copy(tensor, pool) for name, tensor in tensors.items()}
+                for group, tensors in payload.tensors.items()
+            }
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SteepestError(
+            f"there is no memory for the copy that a checkpoint is written from: {reason}"
+        ) from error
+    files = {}
+    for group, entries in pending.items():
+        ready = {
+            name: (copy, TensorFact(sha256=digest.result(), **facts))
+            for name, (copy, facts, digest) in entries.items()
+        }
+        for index, names in enumerate(_split(ready, limit), 1):
+            tensors = {name: ready[name] for name in names}
+            files[f"{group}-{index:05}.safetensors"] = StagedFile(group, tensors)
+    return Staged(files, json.loads(json.dumps(payload.facts)))
+
+
+def content(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def digest(data: memoryview) -> str:
+    """SHA-256. Never by chance the same for different bytes, so equal digests are equal tensors; with the
+    instructions that CPUs have for it, it is faster than the disks that it guards."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@torch.no_grad()
+def _copy(tensor: Tensor, pool: ThreadPoolExecutor) -> tuple[Tensor, dict[str, Any], Any]:
+    tensor = tensor.detach()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    norm, nonfinite = _measure(tensor)
+    facts = {"dtype": CODES[copy.dtype], "shape": tuple(copy.shape), "norm": norm, "nonfinite": nonfinite}
+    return copy, facts, pool.submit(digest, content(copy))
+
+
+def _measure(tensor: Tensor) -> tuple[float | None, int]:
+    """L2 norm and number of non-finite elements, computed where the tensor is."""
+    if not tensor.is_floating_point():
+        return None, 0
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch computes nothing in 8 bits
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    if math.isfinite(norm):
+        return norm, 0
+    return None, int(tensor.numel() - torch.isfinite(tensor).sum().item())
+
+
+def _split(ready: Mapping[str, tuple[Tensor, TensorFact]], limit: int) -> list[list[str]]:
+    """Names in files of about `limit` bytes, wide types first, so that each tensor is aligned in its file.
+    A group without tensors is one empty file: it exists."""
+    files: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(ready, key=lambda name: -DTYPES[ready[name][1].dtype].itemsize):
+        length = ready[name][1].length
+        if files[-1] and size + length > limit:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += length
+    return files
+
+
+def _check_tensors(payload: Payload) -> None:
+    """Raise for the first name or tensor that could not be read back as it is."""
+    for group, tensors in payload.tensors.items():
+        if not GROUP.fullmatch(group):
+            raise SteepestError(
+                f"checkpoint group {group!r} must be at most 100 letters, digits, '_', '-' or '.', and begin "
+                "with none of the last two: it names files."
+            )
+        for name, tensor in tensors.items():
+            where = f"checkpoint tensor {name!r} of {group}"
+            if name == "__metadata__" or not _encodes(name):
+                raise SteepestError(f"{where}: safetensors cannot hold this name.")
+            if tensor.layout != torch.strided or tensor.device.type == "meta":
+                raise SteepestError(
+                    f"{where} must be dense and have values, not be {tensor.layout} on {tensor.device}."
+                )
+            if tensor.dtype not in CODES:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in CODES)
+                raise SteepestError(f"{where} is {tensor.dtype}; a checkpoint holds {known}.")
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def check_facts(value: Any, where: str) -> None:
+    """Raise, saying where, for the first thing that JSON would not give back."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise SteepestError(f"{where}: the key {key!r} is not a string; JSON would make it one.")
+            check_facts(inner, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_facts(inner, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise SteepestError(
+            f"{where} is {type(value).__name__}, which JSON cannot hold; save a plain number, "
+            "string, list or dict, or a tensor."
+        )
