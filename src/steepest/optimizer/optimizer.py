@@ -115,10 +115,10 @@ class Optimizer(Stateful):
     skipped = Settled()
     consecutive_skips = Settled()
     _owed: Owed | None = None
-    grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-    """What the loss was multiplied by, which is undone in the step, and whether something outside, the loss
-    itself say, was not finite, which vetoes it: one number each. `torch.amp.GradScaler` sets them too."""
+    grad_scale: Tensor | None
+    """Whether something outside, the loss itself say, was not finite, which vetoes a step; and what the loss was
+    multiplied by, which is undone in it. `torch.amp.GradScaler` sets both, and wants `grad_scale` missing."""
     judge: Judge | None = None
     """Asked in every step with the global norm of the unscaled gradients: it may veto the step, clip it lower
     or slow it down (`Judgement`). Every step is then decided on the host. It stays behind when an optimizer
@@ -168,7 +168,7 @@ class Optimizer(Stateful):
             looks=self.check_finite or self.max_grad_norm is not None,
             max_norm=self.max_grad_norm,
             clip_eps=self.clip_eps,
-            loss_scale=self.grad_scale,
+            loss_scale=getattr(self, "grad_scale", None),
             found_inf=self.found_inf,
         )
         pending = self._engine.commit(buckets, request)
@@ -205,10 +205,11 @@ class Optimizer(Stateful):
             self._skip(verdict, tuple(names[members[i]] for i in outcome.bad))
 
     def _decide(self, grads: Sequence[Tensor], engine: Engine, judge: Judge | None) -> Verdict:
+        grad_scale = getattr(self, "grad_scale", None)
         looks = self.check_finite or self.max_grad_norm is not None or judge is not None
         return decide(
             engine.measure(grads) if looks else None,
-            loss_scale=1.0 if self.grad_scale is None else float(self.grad_scale),
+            loss_scale=1.0 if grad_scale is None else float(grad_scale),
             found_inf=self.found_inf is not None and bool(self.found_inf),
             max_norm=self.max_grad_norm,
             clip_eps=self.clip_eps,
