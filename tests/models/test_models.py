@@ -16,6 +16,8 @@ from steepest.contract import SteepestError
 from steepest.models import build_model, context_limit, describe_model, presets, vocabulary
 
 NAMES = list(presets())
+FROZEN = {"tiny-whisper": 32 * 64}
+"""Elements that are not trained: the sinusoids of Whisper's encoder."""
 
 
 def tiny(seed=0, **changed):
@@ -56,8 +58,15 @@ def factories(tmp_path, monkeypatch):
 
 
 def test_the_presets():
-    assert NAMES == ["tiny", "small", "gpt2-124m", "llama-1b"]
-    known = {"tiny": 131_904, "small": 1_869_504, "gpt2-124m": 124_439_808, "llama-1b": 1_235_814_400}
+    known = {
+        "tiny": 131_904,
+        "tiny-t5": 247_808,
+        "tiny-whisper": 240_304,
+        "small": 1_869_504,
+        "gpt2-124m": 124_439_808,
+        "llama-1b": 1_235_814_400,
+    }
+    assert list(known) == NAMES
     assert {name: preset.parameters() for name, preset in presets().items()} == known
     with pytest.raises(TypeError):
         presets()["mine"] = presets()["tiny"]
@@ -68,9 +77,11 @@ def test_the_presets():
 def test_preset_is_what_it_says(name, vocab_size):
     preset = presets()[name]
     with torch.device("meta"):
-        model = build_model(name, vocab_size=vocab_size, context=preset.context_limit, seed=0)
+        context = preset.context_limit or 64
+        model = build_model(name, vocab_size=vocab_size, context=context, seed=0, kind=preset.kind)
     facts = describe_model(model)
-    assert facts["parameters"] == facts["trainable"] == preset.parameters(vocab_size)
+    assert facts["parameters"] == preset.parameters(vocab_size)
+    assert facts["trainable"] == facts["parameters"] - FROZEN.get(name, 0)
     assert facts["bytes"] == 4 * facts["parameters"]
     assert facts["vocab_size"] == vocabulary(model) == (vocab_size or preset.vocab_size)
     assert facts["context_limit"] == context_limit(model) == preset.context_limit

@@ -16,10 +16,16 @@ from torch import nn
 
 from steepest.contract import SteepestError, unknown
 from steepest.models.facts import context_limit, vocabulary
+from steepest.models.heads import Headed, RewardModel, ValuedModel
 from steepest.models.presets import PRESETS, Preset
+from steepest.models.seeded import seeded
+
+KINDS = ("causal", "seq2seq", "scored", "valued")
 
 
-def build_model(spec: str, *, vocab_size: int | None, context: int, seed: int) -> nn.Module:
+def build_model(
+    spec: str, *, vocab_size: int | None, context: int, seed: int, kind: str = "causal"
+) -> nn.Module:
     """The model `spec` names, on the CPU, in training mode.
 
     spec:       a preset ("tiny", see `presets`): fresh weights; a folder with `config.json` and weights:
@@ -30,11 +36,15 @@ def build_model(spec: str, *, vocab_size: int | None, context: int, seed: int) -
     context:    the longest sequence that will be asked of the model, in tokens.
     seed:       of the initial weights. They depend on nothing else, and torch's CPU generator is left
                 as it was found.
+    kind:       "causal"; "seq2seq": an encoder and a decoder; "scored": a causal model as a `RewardModel`;
+                "valued": one as a `ValuedModel`. The same seed gives all causal kinds the same body.
 
     Raises SteepestError, in one sentence, for whatever cannot be found, imported, loaded or fitted.
     """
-    with _seeded(seed):
-        model = _make(spec, vocab_size, context).train()
+    if kind not in KINDS:
+        raise unknown("kind of model", kind, KINDS)
+    with seeded(seed):
+        model = _with_head(_make(spec, vocab_size, context, kind), kind).train()
     limit, known = context_limit(model), vocabulary(model)
     if limit is not None and context > limit:
         raise SteepestError(f"model {spec!r} takes {limit} tokens; lower the context from {context}.")
@@ -46,20 +56,18 @@ def build_model(spec: str, *, vocab_size: int | None, context: int, seed: int) -
     return model
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # not torch.manual_seed, which would also re-seed every accelerator and not give it back
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+def _with_head(model: nn.Module, kind: str) -> nn.Module:
+    head = {"scored": RewardModel, "valued": ValuedModel}.get(kind)
+    return model if head is None or isinstance(model, Headed) else head(model)
 
 
-def _make(spec: str, vocab_size: int | None, context: int) -> nn.Module:
+def _make(spec: str, vocab_size: int | None, context: int, kind: str) -> nn.Module:
     if spec in PRESETS:
+        _fits(f"preset {spec!r}", PRESETS[spec].kind, kind)
         return _from_preset(PRESETS[spec], vocab_size)
     folder = Path(spec).expanduser()
     if folder.is_dir():
-        return _from_folder(folder)
+        return _from_folder(folder, kind)
     if folder.exists():
         raise SteepestError(f"{spec!r} is a file; give the folder that holds the model's config.json.")
     if ":" in spec:
@@ -72,6 +80,16 @@ def _make(spec: str, vocab_size: int | None, context: int) -> nn.Module:
     raise unknown("model", spec, PRESETS)
 
 
+def _fits(what: str, is_a: str, kind: str) -> None:
+    needed = "seq2seq" if kind == "seq2seq" else "causal"
+    if is_a != needed:
+        fitting = ", ".join(name for name, preset in PRESETS.items() if preset.kind == needed)
+        raise SteepestError(
+            f"{what} is a {is_a} model and a {needed} one is asked for; use another model ({fitting}), "
+            "or another objective."
+        )
+
+
 def _from_preset(preset: Preset, vocab_size: int | None) -> nn.Module:
     with quiet():
         module = importlib.import_module(preset.family.module)
@@ -80,29 +98,41 @@ def _from_preset(preset: Preset, vocab_size: int | None) -> nn.Module:
     return model
 
 
-def _from_folder(folder: Path) -> nn.Module:
+def _from_folder(folder: Path, kind: str) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise SteepestError(f"folder '{folder}' holds no model: it has no config.json; give one that does.")
-    auto: Any = importlib.import_module("transformers").AutoModelForCausalLM
+    transformers: Any = importlib.import_module("transformers")
     try:
         with quiet():
-            model, loading = auto.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            _fits(f"the model in '{folder}'", "seq2seq" if config.is_encoder_decoder else "causal", kind)
+            model, loading = getattr(transformers, _auto_class(config, kind)).from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
+    except SteepestError:
+        raise
     except Exception as error:
         raise SteepestError(f"cannot load the model in '{folder}': {_first_line(error)}") from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise SteepestError(
-            f"the weights in '{folder}' are not a whole causal language model: missing {missing}."
-        )
+        raise SteepestError(f"the weights in '{folder}' are not a whole {kind} model: missing {missing}.")
     model.config.use_cache = False  # keys and values are kept for generation only
     whole: nn.Module = model
     return whole
+
+
+def _auto_class(config: Any, kind: str) -> str:
+    """The class of transformers that loads a folder of this configuration as this kind of model."""
+    if config.is_encoder_decoder:
+        audio = hasattr(config, "num_mel_bins")
+        return "AutoModelForSpeechSeq2Seq" if audio else "AutoModelForSeq2SeqLM"
+    wrote = (config.architectures or ("",))[0]
+    classifier = kind == "scored" and wrote.endswith("ForSequenceClassification")
+    return "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
 
 
 def _from_import_path(spec: str, **offered: int | None) -> nn.Module:

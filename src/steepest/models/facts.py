@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import nn
 
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "block_size", "max_seq_len")
+_CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_target_positions",
+    "block_size",
+    "max_seq_len",
+)
 
 
 def _config(model: nn.Module) -> Any:
@@ -24,6 +30,11 @@ def vocabulary(model: nn.Module) -> int | None:
     """How many tokens the model knows: its config's `vocab_size`; None where there is none."""
     size = getattr(_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; a tied one stands under its first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
