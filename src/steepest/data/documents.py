@@ -127,14 +127,14 @@ def json_objects(data: bytes, path: Path) -> Iterator[tuple[str, dict[str, Any]]
                 f"{where}: not JSON ({error}); every line must be one JSON object."
             ) from error
         if not isinstance(row, dict):
-            raise SteepestError(f"{where}: a {kind_of(row)}; every line must be one JSON object.")
+            raise SteepestError(f"{where}: {kind_of(row)}; every line must be one JSON object.")
         yield where, row
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls a value: "object", "list", "string", "boolean", "null" or "number"."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    """What JSON calls a value: "an object", "a list", "a string", "a boolean", "a null" or "a number"."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "a null"}
+    return names.get(type(value), "a number")
 
 
 def keys_of(row: dict[str, Any]) -> str:
@@ -150,7 +150,7 @@ def _json_lines(data: bytes, path: Path, text_key: str) -> Iterator[Document]:
             )
         value = row[text_key]
         if not isinstance(value, str):
-            raise SteepestError(f"{where}: {text_key!r} holds a {kind_of(value)}; it must be a string.")
+            raise SteepestError(f"{where}: {text_key!r} holds {kind_of(value)}; it must be a string.")
         # A lone surrogate is legal in JSON and in no encoding: it becomes a question mark.
         text = value.encode("utf-8", errors="replace")
         yield Document(hashlib.sha256(text).hexdigest(), text)

@@ -22,7 +22,7 @@ from steepest.data.tasks import TaskSpec, task_row
 ROLES = ("system", "developer", "user", ASSISTANT, "tool")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Row(Mapping[str, Any]):
     """One example: a mapping of all that was given, and what a model is to read and to write of it."""
 
@@ -150,12 +150,10 @@ def _json_list(data: bytes, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{str(path)!r}: not JSON ({error}); it must be one list of objects, or a .jsonl file."
         ) from error
     if not isinstance(rows, list):
-        raise SteepestError(f"{str(path)!r}: a {kind_of(rows)}; it must be one list of objects.")
+        raise SteepestError(f"{str(path)!r}: {kind_of(rows)}; it must be one list of objects.")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise SteepestError(
-                f"{str(path)!r}, row {number}: a {kind_of(row)}; every row must be an object."
-            )
+            raise SteepestError(f"{str(path)!r}, row {number}: {kind_of(row)}; every row must be an object.")
         yield f"{str(path)!r}, row {number}", row
 
 
@@ -192,9 +190,9 @@ def _preference(given: dict[str, Any]) -> Parts:
         pairs = enumerate(zip(*both, strict=False))
         shared = next((i for i, (one, other) in pairs if one != other), min(map(len, both)))
         prompt: Turns = both[0][:shared]
-        answers: tuple[Turns, ...] = tuple(turns[shared:] for turns in both)
-        for key, answer in zip(("chosen", "rejected"), answers, strict=True):
-            _need_assistant(answer, key, " where the two differ")
+        answers: tuple[Turns, ...] = both[0][shared:], both[1][shared:]
+        for key, turns in zip(("chosen", "rejected"), both, strict=True):
+            _need_assistant(turns[shared:], key, " where the two differ")
     else:
         prompt = _turns(given, "prompt")
         answers = tuple(_answer(given, key, prompt) for key in ("chosen", "rejected"))
@@ -227,7 +225,7 @@ def _value(given: dict[str, Any], key: str) -> Any:
     if key not in given:
         raise SteepestError(f"there is no {key!r} (keys: {keys_of(given)}).")
     if not isinstance(given[key], str | list):
-        raise SteepestError(f"{key!r} holds a {kind_of(given[key])}.")
+        raise SteepestError(f"{key!r} holds {kind_of(given[key])}.")
     return given[key]
 
 
@@ -250,23 +248,21 @@ def _answer(given: dict[str, Any], key: str, prompt: Turns) -> Turns:
 def _messages(given: dict[str, Any], key: str) -> tuple[Message, ...]:
     value = _value(given, key)
     if not isinstance(value, list) or not value:
-        raise SteepestError(f"{key!r} holds {'no message' if value == [] else 'a ' + kind_of(value)}.")
+        raise SteepestError(f"{key!r} holds {'no message' if value == [] else kind_of(value)}.")
     for number, message in enumerate(value):
         place = f"{key}[{number}]"
         if not isinstance(message, dict):
-            raise SteepestError(f"{place} is a {kind_of(message)}.")
+            raise SteepestError(f"{place} is {kind_of(message)}.")
         for name in ("role", "content"):
             if name not in message:
                 raise SteepestError(f"{place}: there is no {name!r} (keys: {keys_of(message)}).")
             if not isinstance(message[name], str):
-                raise SteepestError(
-                    f"{place}: {name!r} holds a {kind_of(message[name])}; it must be a string."
-                )
+                raise SteepestError(f"{place}: {name!r} holds {kind_of(message[name])}; it must be a string.")
         if message["role"] not in ROLES:
             raise SteepestError(f"{place}: {unknown('role', message['role'], ROLES)}")
     return tuple(value)
 
 
-def _need_assistant(turns: Turns, key: str, where: str = "") -> None:
-    if not any(not isinstance(turn, str) and turn["role"] == ASSISTANT for turn in turns):
+def _need_assistant(turns: tuple[Message, ...], key: str, where: str = "") -> None:
+    if not any(turn["role"] == ASSISTANT for turn in turns):
         raise SteepestError(f"{key!r} has no assistant's turn{where}, and nothing to learn from.")

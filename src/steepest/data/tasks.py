@@ -44,7 +44,7 @@ class Level:
     """Summands lie below this."""
 
 
-LEVELS = {1: Level(2, 4, 8, 20), 2: Level(3, 6, 16, 100), 3: Level(5, 10, 26, 1000)}
+LEVELS = {1: Level(3, 4, 8, 20), 2: Level(3, 6, 16, 100), 3: Level(5, 10, 26, 1000)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def task_row(kind: str, seed: int, index: int, tasks: TaskSpec) -> dict[str, Any
         return {**row, "completion": one.answer}
     if kind == "preference":
         error, rejected = corrupt(one.answer, _draws(seed, f"errors/{index}"))
-        margin = 1.0 - grade(rejected, row)
+        margin = round(1.0 - grade(rejected, row), 6)
         return {**row, "chosen": one.answer, "rejected": rejected, "margin": margin, "error": error}
     return row
 
