@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token under its logits: (..., V) and (...) to (...), nats, float32.
 
-    The chosen logit minus the logsumexp of all: no second tensor of the logits' size is kept for backward.
+    As torch's fused cross-entropy: one more tensor of the logits' size for the backward pass, where a gather
+    and a logsumexp need as much and take half as long again.
     """
-    logits = logits.to(torch.float32)
-    return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    losses = F.cross_entropy(logits.to(torch.float32).flatten(0, -2), ids.flatten(), reduction="none")
+    return -losses.view(ids.shape)
 
 
 def entropy(logits: Tensor) -> Tensor:
