@@ -39,6 +39,13 @@ def test_mistakes(given, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_mistake_says_where_it_is():
+    with pytest.raises(SteepestError, match="adapter of stage tune: r: .* got 0"):
+        parse_adapter({"r": 0}, "stage tune")
+    with pytest.raises(SteepestError, match="unknown key in adapter of stage tune 'rank'"):
+        parse_adapter({"rank": 1}, "stage tune")
+
+
 def test_the_door_imports_nothing_heavy():
     code = "import sys, steepest.adapters; print({'peft', 'transformers'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

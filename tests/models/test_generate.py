@@ -196,3 +196,9 @@ def test_mistakes(model, changed, message):
     options = {"new_tokens": 6, "end_id": END, "pad_id": PAD, "seed": 3, **given, **changed}
     with pytest.raises(SteepestError, match=message):
         sample(model, **options)
+
+
+def test_a_model_with_an_encoder():
+    model = build_model("tiny-t5", vocab_size=16, context=16, seed=0, kind="seq2seq")
+    with pytest.raises(SteepestError, match="T5ForConditionalGeneration has an encoder"):
+        draw(model, *prompts(3))

@@ -137,6 +137,8 @@ def test_kinds_share_the_body():
 
 
 def test_half_precision_scores_are_float32():
+    model = RewardModel(add_adapter(causal().to(torch.bfloat16), AdapterConfig(r=2), seed=0))
+    assert model.score.weight.dtype == model(ids(2, 5)).dtype == torch.float32
     model = RewardModel(causal()).to(torch.bfloat16)
     assert model(ids(2, 5)).dtype == torch.float32
     model = RewardModel(causal())

@@ -30,18 +30,22 @@ class AdapterConfig(BaseModel):
     modules_to_save: tuple[str, ...] = ()
 
 
-def parse_adapter(given: str | Mapping[str, Any]) -> AdapterConfig:
-    """A checked config from a kind ("lora") or from keys; one sentence for the first mistake."""
+def parse_adapter(given: str | Mapping[str, Any], where: str = "") -> AdapterConfig:
+    """A checked config from a kind ("lora") or from keys; one sentence for the first mistake.
+
+    where: what the adapter belongs to, named in that sentence.
+    """
+    name = f"adapter of {where}" if where else "adapter"
     keys = {"kind": given} if isinstance(given, str) else dict(given)
     kinds = ("lora", "dora")
     if keys.get("kind", "lora") not in kinds:
-        raise unknown("kind of adapter", keys["kind"], kinds)
+        raise unknown(f"kind of {name}", keys["kind"], kinds)
     for key in keys:
         if key not in AdapterConfig.model_fields:
-            raise unknown("key in adapter", key, AdapterConfig.model_fields)
+            raise unknown(f"key in {name}", key, AdapterConfig.model_fields)
     try:
         return AdapterConfig.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"][0]
-        raise SteepestError(f"adapter: {key}: {first['msg'].lower()}, got {keys[str(key)]!r}.") from None
+        raise SteepestError(f"{name}: {key}: {first['msg'].lower()}, got {keys[str(key)]!r}.") from None

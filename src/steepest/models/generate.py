@@ -85,6 +85,10 @@ def _check(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> None:
             f"prompts and mask must be of one shape (rows, tokens), got {tuple(prompts.shape)} "
             f"and {tuple(mask.shape)}."
         )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise SteepestError(
+            f"{type(model).__name__} has an encoder; only causal models complete prompts here."
+        )
     if not bool(mask[:, -1].all()):
         raise SteepestError("a prompt is empty or padded on the right; pad prompts on the left.")
     if not (how.temperature >= 0 and 0 < how.top_p <= 1 and how.new_tokens >= 1):
