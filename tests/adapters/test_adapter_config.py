@@ -40,7 +40,7 @@ def test_mistakes(given, message):
 
 
 def test_a_mistake_says_where_it_is():
-    with pytest.raises(SteepestError, match="adapter of stage tune: r: .* got 0"):
+    with pytest.raises(SteepestError, match=r"adapter of stage tune: r: .* got 0"):
         parse_adapter({"r": 0}, "stage tune")
     with pytest.raises(SteepestError, match="unknown key in adapter of stage tune 'rank'"):
         parse_adapter({"rank": 1}, "stage tune")

@@ -44,6 +44,18 @@ def model():
     return build_model("tiny", vocab_size=16, context=64, seed=1).train()
 
 
+@pytest.fixture(scope="module")
+def models(model):
+    """One whose positions are rotations, which no shift changes, and one that has learned each position."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 16, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    none = {"bos_token_id": None, "eos_token_id": None}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, **none, use_cache=False, initializer_range=0.3)).eval()
+    return {"llama": model, "gpt2": gpt2}
+
+
 def prompts(*lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(lengths))[None] >= max(lengths) - torch.tensor(lengths)[:, None]
@@ -61,14 +73,16 @@ def equal(one, other):
 
 @settings(max_examples=15)
 @given(
+    st.sampled_from(["llama", "gpt2"]),
     st.lists(st.integers(1, 7), min_size=1, max_size=5),
     st.sampled_from([0.0, 0.7, 1.0]),
     st.sampled_from([0.8, 1.0]),
     st.integers(0, 2**31),
     st.sampled_from([None, END]),
 )
-def test_cache_or_no_cache_is_one_answer(model, lengths, temperature, top_p, seed, end_id):
+def test_cache_or_no_cache_is_one_answer(models, shape, lengths, temperature, top_p, seed, end_id):
     """The plain loop knows neither cache nor left padding, and draws the same tokens."""
+    model = models[shape].eval()
     how = {"temperature": temperature, "top_p": top_p, "seed": seed, "end_id": end_id}
     cached = draw(model, *prompts(*lengths), **how)
     assert equal(cached, draw(Plain(model), *prompts(*lengths), **how))
@@ -88,8 +102,10 @@ def test_cache_or_no_cache_is_one_answer(model, lengths, temperature, top_p, see
         assert len(own) == cached.ids.shape[1] - start or own[-1] == end_id
 
 
-def test_the_same_log_probabilities_in_one_forward_pass(model):
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_the_same_log_probabilities_in_one_forward_pass(models, shape):
     """What a policy gradient recomputes: padded rows with mask and positions, against each row alone."""
+    model = models[shape].eval()
     drawn = draw(model, *prompts(2, 5, 3), end_id=None)
     with torch.no_grad():
         logits = model(
@@ -151,7 +167,7 @@ def test_a_folders_own_settings_do_not_shape_the_draws(model):
 
 
 def test_nothing_is_left_behind(model):
-    model.model.layers[0].eval()
+    model.train().model.layers[0].eval()
     modes = [module.training for module in model.modules()]
     state = torch.random.get_rng_state()
     draw(model, *prompts(3, 1))
