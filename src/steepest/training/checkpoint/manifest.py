@@ -54,7 +54,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class TensorFact(_Frozen):
-    """One tensor. norm: its L2 norm, None unless it is of floats and all are finite.
+    """One tensor. norm: its L2 norm, None for whole numbers and where it is not finite.
     nonfinite: how many elements are NaN or infinite.  sha256: of its bytes."""
 
     dtype: str

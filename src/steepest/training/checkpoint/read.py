@@ -121,9 +121,10 @@ def _fill(file: int, data: memoryview) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Whatever has a generation's name, damaged or not."""
+    """Whatever has a generation's name, damaged or not, by step."""
     try:
-        return sorted(name for name in os.listdir(folder) if GENERATION.fullmatch(name))
+        found = filter(GENERATION.fullmatch, os.listdir(folder))
+        return sorted(found, key=lambda name: [int(part) for part in name.split("-")[1:]])
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -240,12 +240,11 @@ class Store:
             else f"there is no checkpoint in {self.folder}."
         )
 
-    def check(self, generation: str | None = None) -> list[Verified]:
-        """Read everything, or one generation, and say of each whether it is what was saved."""
-        good, bad = in_order(self.folder)
-        pointed = current(self.folder)
-        names = [generation] if generation is not None else [*good, *bad]
-        return [check(self.folder / name, current=name == pointed) for name in names]
+    def check(self) -> list[Verified]:
+        """Read everything and say of each generation whether it is what was saved, by step."""
+        pointed, names = current(self.folder), names_in(self.folder)
+        lost = [pointed] if pointed and pointed not in names else []
+        return [check(self.folder / name, current=name == pointed) for name in [*names, *lost]]
 
 
 def read(folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
