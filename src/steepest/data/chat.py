@@ -72,7 +72,8 @@ def encode_answer(tokenizer: Tokenizer, prompt: Turns, answer: Turns) -> Encoded
     turns = (*prompt, *answer)
     if tokenizer.chat is None:
         return _plain(tokenizer, turns, len(prompt))
-    if GENERATION.search(tokenizer.chat.get_chat_template()):
+    # Only the fast tokenizers know which characters a token stands for.
+    if tokenizer.chat.is_fast and GENERATION.search(tokenizer.chat.get_chat_template()):
         return _marked(tokenizer.chat, turns, len(prompt))
     return _by_prefixes(tokenizer.chat, turns, len(prompt))
 

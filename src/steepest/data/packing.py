@@ -46,7 +46,8 @@ class Packed:
     @property
     def padding(self) -> float:
         """The share of all rows that is padding."""
-        return 1 - float(self.lengths.sum()) / max(1, len(self.lengths) * self._width)
+        room = len(self.lengths) * self._width
+        return 1 - float(self.lengths.sum()) / room if room else 0.0
 
     def batch(self, indices: Indices) -> dict[str, torch.Tensor]:
         """{"ids", "segments"} of the rows of these numbers, int64 (B, length + 1).

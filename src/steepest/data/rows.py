@@ -30,8 +30,10 @@ POOL = 50
 class Source(Protocol):
     """Rows that batches can be made of."""
 
-    lengths: Indices
-    """(n,) tokens of each row."""
+    @property
+    def lengths(self) -> Indices:
+        """(n,) tokens of each row."""
+        ...
 
     def batch(self, indices: Indices) -> Batch: ...
 

@@ -160,7 +160,7 @@ class ModelTokenizer:
 
 
 def load_tokenizer(
-    spec: str, corpus: Corpus, *, model_path: str | None = None, cache: Path | None = None
+    spec: str, corpus: Corpus | None, *, model_path: str | None = None, cache: Path | None = None
 ) -> Tokenizer:
     """The tokenizer of a spec: "bytes", "bpe:SIZE" or "model".
 
@@ -173,7 +173,7 @@ def load_tokenizer(
         return ByteTokenizer()
     if spec == "model":
         return _load_model_tokenizer(model_path)
-    if kind == "bpe":
+    if kind == "bpe" and corpus is not None:
         return BpeTokenizer(_load_bpe(corpus, _bpe_size(rest), cache))
     raise unknown("tokenizer", spec, ["bytes", "bpe:4096", "model"])
 
