@@ -91,15 +91,14 @@ def param_bits(here: Held, there: Held, notes: Notes) -> dict[str, Tensor]:
     held = {"p": there.p.detach(), **there.state}
     parts = {stored_name("p", part): of for part, of in old.parts.items()}
     if old is new:
-        out = {name: held[name].clone() for name in parts}
-    else:
-        master = decode(old, "p", {name: unpack(held[name], of, here.p.shape) for name, of in parts.items()})
-        out = encode_slot("p", new, master, here.p)
-    if not torch.equal(out.pop("p"), here.p):  # the other codec rounds a tie the other way
-        notes["p"] = "lower bits dropped"
-        return {}
-    notes["p"] = "lower bits kept" if old is new else f"lower bits from {old.name}, as {new.name}"
-    return out
+        notes["p"] = "lower bits kept"
+        return {name: held[name].detach().to(here.p.device, copy=True) for name in parts if name != "p"}
+    notes["p"] = f"lower bits from {old.name}, as {new.name}"
+    master = decode(old, "p", {name: unpack(held[name], of, here.p.shape) for name, of in parts.items()})
+    upper = encode_slot("p", new, master, here.p)["p"]
+    # The parameter itself must stay: where the other codec rounds a tie the other way, nothing is below it.
+    master = torch.where(upper == here.p, master, here.p.to(master.dtype))
+    return {name: x for name, x in encode_slot("p", new, master, here.p).items() if name != "p"}
 
 
 def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tuple[str, Tensor] | None:

@@ -117,7 +117,7 @@ class Optimizer(Stateful):
     _owed: Owed | None = None
     found_inf: Tensor | None = None
     grad_scale: Tensor | None
-    """Whether something outside, the loss itself say, was not finite, which vetoes a step; and what the loss was
+    """Whether something outside, the loss say, was not finite, which vetoes a step; and what the loss was
     multiplied by, which is undone in it. `torch.amp.GradScaler` sets both, and wants `grad_scale` missing."""
     judge: Judge | None = None
     """Asked in every step with the global norm of the unscaled gradients: it may veto the step, clip it lower
