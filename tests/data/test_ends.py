@@ -60,3 +60,9 @@ def test_model_without_an_end_says_so() -> None:
     assert tokenizer.pad_id == 0
     with pytest.raises(SteepestError, match="names no token that ends a text; set eos_token"):
         encode_document(tokenizer, b"a")
+
+
+def test_only_a_trained_tokenizer_needs_text() -> None:
+    assert load_tokenizer("bytes", None).vocab_size == 256
+    with pytest.raises(SteepestError, match="'bpe:400' is trained on text; give a corpus"):
+        load_tokenizer("bpe:400", None)

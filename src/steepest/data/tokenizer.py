@@ -164,7 +164,7 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a spec: "bytes", "bpe:SIZE" or "model".
 
-    A BPE is trained on `corpus.train` alone; the same text and size give the same one, and it is
+    A BPE is trained on `corpus.train` alone, which the others do without; the same text and size give the same one, and it is
     kept in the folder `cache`, if given. "model" reads the tokenizer in the folder `model_path`.
     Raises SteepestError on an unknown spec, a size the corpus cannot support, a folder without tokenizer.
     """
@@ -173,7 +173,9 @@ def load_tokenizer(
         return ByteTokenizer()
     if spec == "model":
         return _load_model_tokenizer(model_path)
-    if kind == "bpe" and corpus is not None:
+    if kind == "bpe":
+        if corpus is None:
+            raise SteepestError(f"tokenizer {spec!r} is trained on text; give a corpus, or use 'bytes'.")
         return BpeTokenizer(_load_bpe(corpus, _bpe_size(rest), cache))
     raise unknown("tokenizer", spec, ["bytes", "bpe:4096", "model"])
 
