@@ -164,8 +164,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a spec: "bytes", "bpe:SIZE" or "model".
 
-    A BPE is trained on `corpus.train` alone, which the others do without; the same text and size give the same one, and it is
-    kept in the folder `cache`, if given. "model" reads the tokenizer in the folder `model_path`.
+    A BPE is trained on `corpus.train` alone; the same text and size give the same one, and it is
+    kept in the folder `cache`, if given. The others need no corpus; "model" reads the tokenizer
+    in the folder `model_path`.
     Raises SteepestError on an unknown spec, a size the corpus cannot support, a folder without tokenizer.
     """
     kind, _, rest = spec.partition(":")
