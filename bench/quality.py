@@ -33,7 +33,6 @@ import torch
 from torch import nn
 
 from steepest.contract import SteepestError
-from steepest.data import Batches, seed_for, validation_batches
 from steepest.lab import Pool
 from steepest.lab.bench.cases import parse_storage
 from steepest.lab.bench.shapes import shapes_of
@@ -41,10 +40,9 @@ from steepest.lab.pool import Job
 from steepest.lab.statistics import Difference, paired_difference
 from steepest.lab.trial import versions
 from steepest.models import presets, quiet
-from steepest.objectives import get_objective
 from steepest.optimizer import Optimizer
 from steepest.rules import find_card
-from steepest.training import Diverged, RunConfig, Validation, build_optimizer, prepare, train, write_atomic
+from steepest.training import Diverged, RunConfig, build_optimizer, prepare, stage_of, train, write_atomic
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "quality.md"
@@ -155,25 +153,10 @@ def final_loss(trial: Trial) -> float | None:
     """Train, and return the loss on the validation text, in nats per token; None if the run diverged."""
     options, narrow = way(trial.storage)
     made = prepare(trial.config({} if narrow else options))
-    config, text = made.config, made.text
-    optimizer = on_bfloat16(made.model, trial.config(options)) if narrow else made.optimizer
-    batches = Batches(
-        text.train, batch=config.batch, length=config.context, seed=seed_for(config.seed, "data")
-    )
-    held_out = validation_batches(text.validation, batch=32, length=config.context, limit=WINDOWS)
-    objective = get_objective(config.objective)
+    if narrow:
+        made.optimizer = on_bfloat16(made.model, trial.config(options))
     try:
-        trained = train(
-            made.model,
-            optimizer,
-            batches.at,
-            objective,
-            Validation(held_out, objective),
-            steps=config.steps,
-            evals=config.evals,
-            guess=math.log(text.tokenizer.vocab_size),
-            curves=made.curves,
-        )
+        trained = train(stage_of(made))
     except Diverged:
         return None
     return trained.validation.loss[-1]

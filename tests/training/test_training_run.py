@@ -111,7 +111,7 @@ def test_bits_per_byte_are_nats_over_log_2_for_byte_tokens() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model": "toys:fading"}, "the loss became nan at step 4"),
+        ({"model": "toys:fading"}, "the validation became nan at step 4"),
         ({"model": "toys:cliff"}, "12 of 12 steps were skipped"),
         ({"model": "toys:cliff", "steps": 40}, "step 25: .*table.weight"),
         (

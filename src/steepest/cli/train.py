@@ -1,75 +1,111 @@
-"""`steepest train`: one run from a config, watched as it goes."""
+"""`steepest train`: a run of one stage or of several, watched, saved, and continued where it stopped."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from steepest.cli.words import minutes, thousands
-from steepest.contract import SteepestError
+from steepest.cli.words import minutes
+from steepest.contract import SteepestError, unknown
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML config, such as compare's recommended.yaml.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML config, such as compare's recommended.yaml; see docs/training.md."),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Folder for the trained model and its curve. Default: runs/<config's name>."
-        ),
+        typer.Option("--out", help="The run's folder. Default: runs/<config's name>."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Train this many steps instead of the config's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Train this many steps instead of the config's (one stage only).")
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(help="Instead of a config: 'lifecycle', from pre-training to RL in five minutes."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew: what the folder holds of an earlier run is deleted.")
+    ] = False,
 ) -> None:
-    """Train with the optimizer, learning rate and schedule of a config, and save the model."""
-    from steepest.training import Progress as Step
-    from steepest.training import load_config, lock, run
-    from steepest.training.save import save_run
+    """Train as a config says: one objective, or stages of pre-training, fine-tuning, reward modelling and RL.
+
+    The run lives in a folder. Say the same command again after a crash, a full disk or Ctrl-C, and it goes on
+    from the last generation it wrote, with the same numbers as if nothing had happened.
+    """
+    from steepest.cli.live import LiveView
+    from steepest.training import Session, catching, forget, load_config, lock
+    from steepest.training.export import export
 
     console = Console(highlight=False)
-    parsed = load_config(config)
+    source = _source(config, example)
+    parsed = load_config(source)
     if steps is not None:
         if steps < 1:
             raise SteepestError(f"--steps {steps} trains nothing; give at least 1.")
-        parsed = parsed.model_copy(update={"steps": steps})
-    folder = out or Path("runs") / config.stem
-    name, rate = parsed.optimizer["name"], parsed.optimizer["lr"]
-    what = escape(f"{parsed.model} on {parsed.data}")
-    console.print(f"{what} with {name}, lr {rate:g}, {parsed.steps} steps")
-    columns = (
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with lock(folder), Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading", total=parsed.steps)
-
-        def watch(step: Step) -> None:
-            bar.update(
-                task,
-                completed=step.steps,
-                description=f"loss {step.loss:.3f}  validation {step.validation:.3f}  lr {step.lr:.2e}  "
-                f"{thousands(step.tokens_per_second)} tokens/s",
+        if parsed.stages:
+            raise SteepestError(
+                "--steps is for a config of one stage; set the steps of each stage in the file."
             )
+        parsed = parsed.model_copy(update={"steps": steps})
+    folder = out or Path("runs") / source.stem
+    for stage in parsed.plan():
+        rate = f"{stage.optimizer['name']}, lr {stage.optimizer['lr']:g}, {stage.steps} steps"
+        what = f"{stage.name + ': ' if stage.name else ''}{stage.objective_name} on {stage.data} with {rate}"
+        console.print(escape(what))
+    with lock(folder):
+        if fresh:
+            forget(folder)
+        view = LiveView(console)
+
+        def log(step: int, values: Any) -> None:
+            view.update(values)
 
         try:
-            done = run(parsed, cache=folder / "cache", watch=watch)
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print("stopped; nothing was saved")
-            raise
-        if done.trained is None or done.final_loss is None:
-            raise SteepestError(f"the run diverged: {done.reason}; try a smaller learning rate.")
-        bar.update(task, description="saving")
-        save_run(done, folder)
-    console.print(
-        f"validation loss {done.final_loss:.4f} nats a token, "
-        f"{done.text.bits_per_byte(done.final_loss):.4f} bits a byte, "
-        f"after {minutes(done.trained.curve.seconds[-1])} of training"
-    )
+            with catching(view.say) as stop:
+                session = Session(
+                    parsed,
+                    folder,
+                    cache=folder / "cache",
+                    tell=view.say,
+                    notice=view.finding,
+                    log=log,
+                    stop=stop,
+                )
+                results = session.run()
+        finally:
+            view.close()
+        last = results[-1]
+        if last.reason is not None:
+            raise SteepestError(
+                f"{'stage ' + last.name if last.name else 'the run'} diverged: {last.reason}; try a smaller "
+                f"learning rate, or ask `steepest doctor {folder}`."
+            )
+        export(session, folder)
+    for result in results:
+        name = f"{result.name}: " if result.name else ""
+        words = session.words(result)
+        console.print(escape(f"{name}{words}, after {minutes(result.seconds)} of training"))
     console.print(f"model   {escape(str(folder / 'model'))}", soft_wrap=True)
     console.print(f"curve   {escape(str(folder / 'run.json'))}", soft_wrap=True)
+
+
+EXAMPLES = ("lifecycle",)
+
+
+def _source(config: Path | None, example: str | None) -> Path:
+    """The file that is meant."""
+    if (config is None) == (example is None):
+        raise SteepestError("give a config, or --example lifecycle; one of the two.")
+    if config is not None:
+        return config
+    if example not in EXAMPLES:
+        raise unknown("example", str(example), EXAMPLES)
+    import steepest.training
+
+    return Path(steepest.training.__path__[0]) / "examples" / f"{example}.yaml"

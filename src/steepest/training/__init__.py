@@ -1,9 +1,12 @@
-"""Running one training: the config, the loop, the files."""
+"""Running one training: the config, the loop, the stages, the files."""
 
 from steepest.training.config import RunConfig, load_config, parse_config
+from steepest.training.curve import Curve, Diverged, Progress, Validation
 from steepest.training.files import lock, write_atomic
-from steepest.training.loop import Curve, Diverged, Progress, Validation, train
-from steepest.training.run import Run, build_optimizer, prepare, run
+from steepest.training.loop import Stage, train
+from steepest.training.run import Run, build_optimizer, prepare, run, stage_of
+from steepest.training.session import Session, StageResult, forget
+from steepest.training.signals import Stop, Stopped, catching
 from steepest.training.stage_config import ScheduleConfig, StageConfig
 
 __all__ = [
@@ -13,14 +16,22 @@ __all__ = [
     "Run",
     "RunConfig",
     "ScheduleConfig",
+    "Session",
+    "Stage",
     "StageConfig",
+    "StageResult",
+    "Stop",
+    "Stopped",
     "Validation",
     "build_optimizer",
+    "catching",
+    "forget",
     "load_config",
     "lock",
     "parse_config",
     "prepare",
     "run",
+    "stage_of",
     "train",
     "write_atomic",
 ]

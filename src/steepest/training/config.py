@@ -37,7 +37,7 @@ class RunConfig(StageConfig):
     stages:    stages one after another; what one does not say, it takes from the keys above.
     """
 
-    optimizer: dict[str, Any] = {}
+    optimizer: dict[str, Any] = Field(default_factory=dict)
     model: str = "tiny"
     tokenizer: str = "bytes"
     seed: int = 0

@@ -1,161 +1,204 @@
-"""The one training loop: batches in, a curve out."""
+"""The one training loop: rounds of batches in, a curve out."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steepest.contract import SteepestError
-from steepest.optimizer import Optimizer
+from steepest.training.curve import Curve, Diverged, Progress, Trained
+from steepest.training.learner import Batch, Learner, Update
+from steepest.training.stage_config import Until
 
 
-class Diverged(Exception):
-    """The run cannot go on: its loss or its gradients are no longer finite. Its text says when and what."""
+class Feed(Protocol):
+    """Where batches come from: a pure function of the position, and of the model where it must write them."""
+
+    def round(self, position: int) -> Sequence[Sequence[Batch]]:
+        """The steps of one round, each a list of micro-batches."""
+        ...
 
 
 @dataclass(slots=True)
-class Curve:
-    """Losses (nats per token) by step; tokens and seconds of training so far at each."""
+class Place:
+    """How far a stage is: what a checkpoint remembers of the loop beside its curves. Numbers only.
 
-    step: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
+    step: optimizer steps tried in this stage, of which `skipped` were vetoed.  position: rounds read from the
+    data, those passed over included.
+    tokens, seconds: of training in this stage.  attempt: steps tried in the whole run.
+    before: the validation at the start.  last: the latest one.
+    """
 
-    def add(self, step: int, tokens: int, seconds: float, loss: float) -> None:
-        self.step.append(step)
-        self.tokens.append(tokens)
-        self.seconds.append(round(seconds, 6))
-        self.loss.append(loss)
+    step: int = 0
+    skipped: int = 0
+    position: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    attempt: int = 0
+    before: float | None = None
+    last: float | None = None
+    ended: str = ""
 
-    def retime(self, step: int, seconds: float) -> None:
-        """Say otherwise how long it took to this step, if it is there."""
-        if step in self.step:
-            self.seconds[self.step.index(step)] = round(seconds, 6)
 
+@dataclass(slots=True)
+class Stage:
+    """A stage, built: everything the loop needs.
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One step, for whoever watches: `steps` done of `of`, the last training and validation loss."""
+    validation: of the model, lower is better unless `rising`.  guess: the loss of a uniform guess, if one is
+    known: a run that ends above it, and above where it began, diverged.
+    skip: positions of the data that are not read (`Place.position`).
+    """
 
+    name: str
+    learner: Learner
+    feed: Feed
+    validation: Callable[[nn.Module], float]
     steps: int
-    of: int
-    loss: float
-    validation: float | None
-    lr: float
-    tokens_per_second: float
+    evals: int
+    until: Until = field(default_factory=Until)
+    guess: float | None = None
+    rising: bool = False
+    skip: frozenset[int] = frozenset()
+    place: Place = field(default_factory=Place)
+    curves: tuple[Curve, Curve] = field(default_factory=lambda: (Curve(), Curve()))
+
+    @property
+    def model(self) -> nn.Module:
+        return self.learner.model
 
 
-@dataclass(slots=True)
-class Validation:
-    """The fixed batches that every run of a study is measured on."""
-
-    batches: Sequence[Tensor]
-    objective: Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Any]]]
-
-    def __call__(self, model: nn.Module) -> float:
-        """Mean nats per token over all targets, without gradients, in evaluation mode."""
-        was_training = model.training
-        model.eval()
-        total, tokens = 0.0, 0
-        with torch.inference_mode():
-            for batch in self.batches:
-                loss, facts = self.objective(model, batch)
-                total += loss.item() * facts["tokens"]
-                tokens += facts["tokens"]
-        model.train(was_training)
-        return total / tokens
-
-
-@dataclass(slots=True)
-class Trained:
-    """What a finished loop measured. step_ms and optimizer_ms are medians, the first step left out."""
-
-    curve: Curve
-    validation: Curve
-    step_ms: float
-    optimizer_ms: float
+Watch = Callable[[Progress], None]
+After = Callable[[Stage, Update], None]
+"""Called after every step; what it raises ends the loop."""
 
 
 def train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    batch_at: Callable[[int], Tensor],
-    objective: Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Any]]],
-    validation: Validation,
+    stage: Stage,
     *,
-    steps: int,
-    evals: int,
-    guess: float,
-    curves: tuple[Curve, Curve],
-    watch: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
+    after: After | None = None,
+    between: Callable[[Stage], None] | None = None,
 ) -> Trained:
-    """Train for `steps` steps; `curves` (training, validation) fill as it goes and survive a `Diverged`.
+    """Train a stage from its place to its end; its curves fill as it goes and survive a `Diverged`.
 
-    guess: nats per token of a uniform guess; a run that ends above it, and above where it began, diverged.
+    between: called after every round, when a checkpoint can be taken.
     The clock counts training only: validation is outside it, and the first step, which allocates and
     warms caches, is counted as long as the second.
     """
-    curve, validated = curves
-    before = validation(model)
-    if not math.isfinite(before):
-        raise SteepestError(
-            f"the loss is {before} before any training; look at the data and the model, not the optimizer."
-        )
-    validated.add(0, 0, 0.0, before)
-    measured = {round((i + 1) * steps / evals) for i in range(evals)} | {steps}
-    durations: list[float] = []
-    updates: list[float] = []
-    tokens, seconds, last = 0, 0.0, before
-    for step in range(1, steps + 1):
-        rate = float(optimizer.param_groups[0]["lr"])
-        start = time.perf_counter()
-        loss, facts = objective(model, batch_at(step - 1))
-        loss.backward()
-        middle = time.perf_counter()
-        try:
-            optimizer.step()
-        except SteepestError as error:
-            raise Diverged(f"step {step}: {error}") from error
-        optimizer.zero_grad()
-        value = loss.item()
-        end = time.perf_counter()
-        durations.append(end - start)
-        updates.append(end - middle)
-        tokens += facts["tokens"]
-        if step == 2:
-            seconds = end - start
-            for own in (curve, validated):
-                own.retime(1, seconds)
-        seconds += end - start
-        curve.add(step, tokens, seconds, value)
-        if not math.isfinite(value):
-            raise Diverged(f"the loss became {value} at step {step}")
-        if step in measured:
-            last = validation(model)
-            validated.add(step, tokens, seconds, last)
-            if not math.isfinite(last):
-                raise Diverged(f"the validation loss became {last} at step {step}")
-        if watch is not None:
-            watch(Progress(step, steps, value, last, rate, tokens / seconds))
-    if 2 * optimizer.skipped > steps:
-        raise Diverged(f"{optimizer.skipped} of {steps} steps were skipped for gradients that are not finite")
-    if last > max(before, guess):
-        raise Diverged(
-            f"the final validation loss {last:.3f} is above both {before:.3f}, before training, and "
-            f"{guess:.3f}, a uniform guess"
-        )
-    warm = slice(1, None) if steps > 1 else slice(None)
+    place, learner = stage.place, stage.learner
+    curve, validated = stage.curves
+    if place.before is None:
+        place.before = place.last = stage.validation(stage.model)
+        if not math.isfinite(place.before):
+            raise SteepestError(
+                f"the loss is {place.before} before any training; look at the data and the model, not the "
+                "optimizer."
+            )
+        validated.add(0, 0, 0.0, place.before)
+    measured = {round((i + 1) * stage.steps / stage.evals) for i in range(stage.evals)} | {stage.steps}
+    durations: list[tuple[float, float]] = []
+    while place.step < stage.steps and not place.ended:
+        while place.position in stage.skip:
+            place.position += 1
+        steps = stage.feed.round(place.position)
+        for micro in steps:
+            try:
+                update = learner.update(micro, place.attempt)
+            except SteepestError as error:
+                raise Diverged(f"step {place.step + 1}: {error}") from error
+            update = _with_facts(update, stage.feed)
+            place.step, place.attempt = place.step + 1, place.attempt + 1
+            durations.append(update.seconds)
+            _count(stage, update)
+            if place.step in measured:
+                _validate(stage)
+            if after is not None:
+                after(stage, update)
+            if watch is not None:
+                rate = place.tokens / place.seconds
+                watch(
+                    Progress(
+                        *(place.step, stage.steps, update.loss, place.last, update.rate, rate),
+                        *(stage.name, update.facts),
+                    )
+                )
+            if place.step >= stage.steps:
+                break
+        place.position += 1
+        place.ended = _reached(stage)
+        if between is not None:
+            between(stage)
+    if validated.step[-1] != place.step:
+        _validate(stage)
+    _check_end(stage)
+    warm = durations[1:] or durations or [(0.0, 0.0)]
     return Trained(
         curve,
         validated,
-        step_ms=statistics.median(durations[warm]) * 1e3,
-        optimizer_ms=statistics.median(updates[warm]) * 1e3,
+        step_ms=statistics.median(whole for whole, _ in warm) * 1e3,
+        optimizer_ms=statistics.median(own for _, own in warm) * 1e3,
     )
+
+
+def _with_facts(update: Update, feed: Feed) -> Update:
+    """What the feed knows of its round (rewards, lengths), beside what the objective says."""
+    facts = getattr(feed, "facts", None)
+    return replace(update, facts={**update.facts, **facts}) if facts else update
+
+
+def _count(stage: Stage, update: Update) -> None:
+    """Add a step to the place and to the curve."""
+    place, seconds = stage.place, update.seconds[0]
+    place.tokens += update.tokens
+    place.skipped += not update.committed
+    if place.step == 2:
+        place.seconds = seconds
+        for own in stage.curves:
+            own.retime(1, seconds)
+    place.seconds += seconds
+    stage.curves[0].add(place.step, place.tokens, place.seconds, update.loss)
+
+
+def _validate(stage: Stage) -> None:
+    place = stage.place
+    place.last = stage.validation(stage.model)
+    stage.curves[1].add(place.step, place.tokens, place.seconds, place.last)
+    if not math.isfinite(place.last):
+        raise Diverged(f"the validation became {place.last} at step {place.step}")
+
+
+def _reached(stage: Stage) -> str:
+    """Why the stage ends here, before its last step; empty if it does not."""
+    place, until = stage.place, stage.until
+    last = place.last if place.last is not None else math.nan
+    if until.tokens is not None and place.tokens >= until.tokens:
+        return f"{place.tokens:,} tokens"
+    if until.minutes is not None and place.seconds >= 60 * until.minutes:
+        return f"{until.minutes:g} minutes"
+    if until.loss is not None and not stage.rising and last <= until.loss:
+        return f"validation loss {last:.4f}"
+    if until.reward is not None and stage.rising and last >= until.reward:
+        return f"validation reward {last:.4f}"
+    return ""
+
+
+def _check_end(stage: Stage) -> None:
+    """A run that ends in a bad place has diverged, even if every number is finite."""
+    place = stage.place
+    if 2 * place.skipped > place.step:
+        raise Diverged(
+            f"{place.skipped} of {place.step} steps were skipped: their loss or gradients are not finite"
+        )
+    before, last = place.before, place.last
+    if stage.guess is None or before is None or last is None:
+        return
+    if last > max(before, stage.guess):
+        raise Diverged(
+            f"the final validation loss {last:.3f} is above both {before:.3f}, before training, and "
+            f"{stage.guess:.3f}, a uniform guess"
+        )

@@ -5,56 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from steepest.contract import SteepestError
-from steepest.data import (
-    Batches,
-    Corpus,
-    Tokenizer,
-    bits_per_byte,
-    load_corpus,
-    load_tokenizer,
-    seed_for,
-    validation_batches,
-)
+from steepest.data import Batches, seed_for, validation_batches
 from steepest.models import build_model
 from steepest.objectives import get_objective
 from steepest.optimizer import Optimizer, decay_groups
 from steepest.rules import find_card
 from steepest.training.config import RunConfig
-from steepest.training.loop import Curve, Diverged, Progress, Trained, Validation, train
-
-
-@dataclass(frozen=True)
-class Text:
-    """A corpus as tokens, loaded once a process and shared by its runs."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    train: np.ndarray[Any, Any]
-    validation: np.ndarray[Any, Any]
-
-    def bits_per_byte(self, nats_per_token: float) -> float:
-        """A loss on the validation split, comparable between tokenizers."""
-        return bits_per_byte(nats_per_token, len(self.validation), len(self.corpus.validation))
-
-
-@lru_cache(maxsize=2)
-def load_text(data: str, text_key: str, tokenizer: str, model: str, cache: str | None) -> Text:
-    """The corpus of a config in tokens."""
-    corpus = load_corpus(data, text_key=text_key)
-    folder = model if Path(model).is_dir() else None
-    if tokenizer == "model" and folder is None:
-        raise SteepestError("tokenizer 'model' needs a model folder; for presets use bytes or bpe:4096.")
-    coder = load_tokenizer(tokenizer, corpus, model_path=folder, cache=Path(cache) if cache else None)
-    return Text(corpus, coder, coder.encode(corpus.train), coder.encode(corpus.validation))
+from steepest.training.curve import Curve, Diverged, Progress, Trained, Validation
+from steepest.training.feeds import Stream, usable_device
+from steepest.training.learner import Learner
+from steepest.training.loop import Stage, train
+from steepest.training.precision import Precision
+from steepest.training.text import Text, load_text
 
 
 def text_of(config: RunConfig, cache: Path | None = None) -> Text:
@@ -108,48 +75,43 @@ def prepare(config: RunConfig, cache: Path | None = None) -> Run:
         vocab_size=text.tokenizer.vocab_size,
         context=config.context,
         seed=seed_for(config.seed, "init"),
-    ).to(_device(config.device))
-    torch.manual_seed(seed_for(config.seed, "dropout"))
+    ).to(usable_device(config.device))
     return Run(config, text, model, build_optimizer(config, model))
 
 
-def _device(name: str) -> torch.device:
-    """The device of this name, once it is known to hold a tensor."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise SteepestError(f"device {name!r} cannot be used ({reason}); use cpu.") from None
+def stage_of(made: Run) -> Stage:
+    """A prepared run as the one stage that it is."""
+    config, text = made.config, made.text
+    batches = Batches(
+        text.train, batch=config.batch, length=config.context, seed=seed_for(config.seed, "data")
+    )
+    held_out = validation_batches(
+        text.validation, batch=32, length=config.context, limit=config.validation_windows
+    )
+    objective = get_objective(config.objective_name, **config.objective_options)
+    device = usable_device(config.device)
+    precision = Precision(config.precision, device)
+    return Stage(
+        "",
+        Learner(made.model, made.optimizer, objective, seed=config.seed, precision=precision),
+        Stream(batches.at, config.accumulate, device),
+        Validation([batch.to(device) for batch in held_out], objective),
+        steps=config.steps,
+        evals=config.evals,
+        until=config.until,
+        guess=math.log(text.tokenizer.vocab_size),
+        curves=made.curves,
+    )
 
 
 def run(
     config: RunConfig, *, cache: Path | None = None, watch: Callable[[Progress], None] | None = None
 ) -> Run:
-    """Train as the config says. A run that diverges returns with its reason; bad input raises."""
+    """Train as a flat config says, with nothing written. A run that diverges returns with its reason; bad
+    input raises."""
     out = prepare(config, cache)
-    shape = {"batch": config.batch, "length": config.context}
-    batches = Batches(out.text.train, **shape, seed=seed_for(config.seed, "data"))
-    held_out = validation_batches(
-        out.text.validation, batch=32, length=config.context, limit=config.validation_windows
-    )
-    objective = get_objective(config.objective)
-
-    def batch_at(step: int) -> Tensor:
-        return batches.at(step).to(config.device)
-
     try:
-        out.trained = train(
-            out.model,
-            out.optimizer,
-            batch_at,
-            objective,
-            Validation([b.to(config.device) for b in held_out], objective),
-            steps=config.steps,
-            evals=config.evals,
-            guess=math.log(out.text.tokenizer.vocab_size),
-            curves=out.curves,
-            watch=watch,
-        )
+        out.trained = train(stage_of(out), watch=watch)
     except Diverged as diverged:
         out.reason = str(diverged)
     return out

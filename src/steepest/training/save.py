@@ -1,14 +1,19 @@
-"""What a finished run leaves behind: the model and its curve."""
+"""What a finished run leaves behind: its models, and its curves."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from steepest.contract import SteepestError
 from steepest.models import quiet
+from steepest.training.config import RunConfig
 from steepest.training.files import write_atomic
 from steepest.training.run import Run
 
@@ -16,37 +21,55 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json",
 """What makes a folder's tokenizer; it goes along with the model that was trained in its tokens."""
 
 
-def save_run(run: Run, folder: Path) -> None:
-    """Write `model/` (a Hugging Face folder where the model is one, else safetensors) and `run.json`.
+def save_model(model: nn.Module, config: RunConfig, target: Path) -> None:
+    """Write a model to `target`: a Hugging Face folder where the model is one, else safetensors.
 
-    The model is written beside its place and moved there whole; one that was there goes last.
+    It is written beside its place and moved there whole; one that was there goes last.
     """
     from safetensors import SafetensorError
 
-    target, beside, before = folder / "model", folder / ".model.partial", folder / ".model.before"
+    beside, before = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "before"))
     try:
         for leftover in (beside, before):
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_pretrained = getattr(run.model, "save_pretrained", None)
+        save_pretrained = getattr(model, "save_pretrained", None)
         if callable(save_pretrained):
             with quiet():
                 save_pretrained(beside)
-            if run.config.tokenizer == "model":
+            if config.tokenizer == "model":
                 for pattern in TOKENIZER_FILES:
-                    for file in Path(run.config.model).glob(pattern):
+                    for file in Path(config.model).glob(pattern):
                         shutil.copy2(file, beside)
         else:
             from safetensors.torch import save_model
 
-            save_model(run.model, str(beside / "model.safetensors"))
+            save_model(model, str(beside / "model.safetensors"))
         if target.exists():
             target.rename(before)
         beside.rename(target)
         shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SteepestError(f"cannot save the model into {folder} ({reason}); free space there.") from error
-    curve, validation = map(asdict, run.curves)
-    record = {"config": run.config.model_dump(mode="json"), "curve": curve, "validation": validation}
+        raise SteepestError(
+            f"cannot save the model into {target.parent} ({reason}); free space there."
+        ) from error
+
+
+def save_record(config: RunConfig, stages: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write `run.json`: the config, and the curves of every stage; of the last one at the top as well."""
+    last = stages[-1]
+    record = {
+        "config": config.model_dump(mode="json"),
+        "curve": last["curve"],
+        "validation": last["validation"],
+        "stages": list(stages),
+    }
     write_atomic(folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+
+def save_run(run: Run, folder: Path) -> None:
+    """Write `model/` and `run.json` of a run that had one stage and no folder."""
+    save_model(run.model, run.config, folder / "model")
+    curve, validation = map(asdict, run.curves)
+    save_record(run.config, [{"curve": curve, "validation": validation}], folder)

@@ -64,41 +64,35 @@ class Until(Frozen):
 class RolloutConfig(Frozen):
     """How a policy gradient's batches are made.
 
-    group:       answers to each prompt; batch prompts a round.
+    group:       answers to each prompt; a round has `batch` prompts.
     new_tokens, temperature, top_p: of generation.
-    advantages:  "grpo" (group mean, divided by the group's deviation), "grpo_mean" (mean only), "rloo" or
-                 "gae" (a value head).
-    reward:      "task" (the data's own verifier), "stage:NAME" (the reward model that stage has trained), or
-                 "package.module:function" of (completion, row). A list adds them up, {reward: weight} weighs.
-    updates:     optimizer steps on one round of rollouts; each sees all of them.
+    reward:      "task" (right or wrong, by the row's answer), "grade" (how right), "stage:NAME" (the reward
+                 model that stage has trained), "package.module:function" of (completion, row), or several as
+                 {reward: weight}.
+    updates:     optimizer steps on one round of answers; each sees all of them.
+    scale:       divide advantages by their group's deviation (grpo).
+    discount, gae_lambda, kl_in_reward: of ppo.
+    reference:   keep the policy as it was before the stage, for KL(policy || reference).
     """
 
     group: int = Field(default=8, ge=1)
     new_tokens: int = Field(default=32, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    advantages: str = "grpo"
     reward: str | dict[str, float] = "task"
     updates: int = Field(default=1, ge=1)
+    scale: bool = True
     discount: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     kl_in_reward: float = Field(default=0.0, ge=0)
-
-    @field_validator("advantages")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        from steepest.contract import unknown
-
-        if value not in (known := ("grpo", "grpo_mean", "rloo", "gae")):
-            raise unknown("kind of advantages", value, known)
-        return value
+    reference: bool = True
 
 
 class StageConfig(Frozen):
     """One stage.
 
     objective: a name, or {"name": "dpo", "beta": 0.1}.
-    data:      as on the command line (`steepest compare --help`); examples for every objective but next_token.
+    data:      as on the command line (`steepest compare --help`); examples for other objectives.
     optimizer: {"name": "lion", "lr": 3e-4, ...}, hyperparameters in torch's names. Under "lora_b" and
                "rest" an adapter's second matrices, and what is unfrozen beside it, may have options of their
                own, a rule among them; "value" is that of a value head.
@@ -128,7 +122,7 @@ class StageConfig(Frozen):
     validation_windows: int = Field(default=64, ge=1)
     adapter: dict[str, Any] | str | None = None
     moments: str | dict[str, Any] = "keep"
-    guard: dict[str, Any] = {}
+    guard: dict[str, Any] = Field(default_factory=dict)
     controller: dict[str, Any] | None = None
     rollout: RolloutConfig = RolloutConfig()
 

@@ -1,0 +1,186 @@
+"""A policy's own batches: prompts are answered, answers are rewarded, rewards become advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from steepest.contract import SteepestError
+from steepest.data import seed_for
+from steepest.models import Sampled, sample
+from steepest.objectives import advantages, token_logprobs, token_values
+from steepest.training.learner import Batch
+from steepest.training.stage_config import RolloutConfig
+
+Row = Mapping[str, Any]
+
+
+class Reward(Protocol):
+    """What answers are worth. sampled: (B, T); texts: the answers; rows: what the prompts came with."""
+
+    def __call__(self, sampled: Sampled, texts: Sequence[str], rows: Sequence[Row]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A function of (completion, row), such as a task's verifier."""
+
+    function: Callable[[str, Row], float]
+
+    def __call__(self, sampled: Sampled, texts: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        return torch.tensor([self.function(text, row) for text, row in zip(texts, rows, strict=True)])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A reward model."""
+
+    model: nn.Module
+
+    def __call__(self, sampled: Sampled, texts: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        with torch.inference_mode():
+            return self.model(sampled.ids, sampled.mask).float().cpu()
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Several rewards, each by its weight."""
+
+    parts: Sequence[tuple[float, Reward]]
+
+    def __call__(self, sampled: Sampled, texts: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        return torch.stack([weight * part(sampled, texts, rows) for weight, part in self.parts]).sum(0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How prompts are answered. decode: token ids to text."""
+
+    decode: Callable[[Any], str]
+    end_id: int
+    pad_id: int
+    device: torch.device
+    config: RolloutConfig
+
+    def __call__(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, *, temperature: float, seed: int
+    ) -> tuple[Sampled, list[str]]:
+        """Answers to left-padded prompts (B, T), as tokens and as text."""
+        sampled = sample(
+            *(model, ids.to(self.device), mask.to(self.device)),
+            new_tokens=self.config.new_tokens,
+            temperature=temperature,
+            top_p=self.config.top_p if temperature else 1.0,
+            end_id=self.end_id,
+            pad_id=self.pad_id,
+            seed=seed,
+        )
+        rows = zip(sampled.ids.cpu(), sampled.targets.cpu(), strict=True)
+        return sampled, [self.decode(row[answer].numpy()) for row, answer in rows]
+
+
+@dataclass
+class Rollouts:
+    """Rounds of a policy gradient, each a function of the position, the seed and the policy as it is.
+
+    prompts: the batch of a position.  kind: of advantages, "grpo", "rloo" or "gae".  micro: answers in a
+    micro-batch.  reference: the policy as it was before.  facts: of the latest round, for the log.
+    """
+
+    model: nn.Module
+    answers: Answers
+    prompts: Callable[[int], Batch]
+    reward: Reward
+    kind: str
+    seed: int
+    micro: int
+    reference: nn.Module | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RolloutConfig:
+        return self.answers.config
+
+    def round(self, position: int) -> Sequence[Sequence[Batch]]:
+        """`updates` steps on one round of answers."""
+        given, group = self.prompts(position), self.config.group
+        ids, mask = (given[name].repeat_interleave(group, 0) for name in ("ids", "mask"))
+        rows = [row for row in given["rows"] for _ in range(group)]
+        sampled, texts = self.answers(
+            *(self.model, ids, mask),
+            temperature=self.config.temperature,
+            seed=seed_for(self.seed, f"sampling/{position}"),
+        )
+        rewards = self.reward(sampled, texts, rows).float()
+        if not bool(torch.isfinite(rewards).all()):
+            raise SteepestError(f"a reward of round {position} is not finite; look at the reward function.")
+        batch = {"ids": sampled.ids, "mask": sampled.mask, "targets": sampled.targets}
+        batch["old_logp"] = self._ask(token_logprobs, self.model, batch)
+        if self.reference is not None:
+            batch["reference_logp"] = self._ask(token_logprobs, self.reference, batch)
+        batch |= self._advantages(batch, rewards.to(sampled.ids.device))
+        self._note(rewards, sampled, batch)
+        starts = range(0, len(rewards), self.micro)
+        parts = [{name: x[i : i + self.micro] for name, x in batch.items()} for i in starts]
+        return [parts] * self.config.updates
+
+    def _ask(self, what: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
+        """Something about every token, a micro-batch at a time."""
+        starts = range(0, len(batch["ids"]), self.micro)
+        parts = ({n: x[i : i + self.micro] for n, x in batch.items()} for i in starts)
+        return torch.cat([what(model, part) for part in parts])
+
+    def _advantages(self, batch: Batch, rewards: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        if self.kind == "rloo":
+            return {"advantages": advantages.rloo(rewards, config.group)}
+        if self.kind == "grpo":
+            return {"advantages": advantages.grpo(rewards, config.group, scale=config.scale)}
+        values = self._ask(token_values, self.model, batch)
+        per_token = torch.zeros_like(values)
+        if config.kl_in_reward and "reference_logp" in batch:
+            per_token -= config.kl_in_reward * (batch["old_logp"] - batch["reference_logp"])
+        places = torch.arange(batch["targets"].shape[1], device=values.device)
+        last = (batch["targets"] * places).amax(1)
+        per_token[torch.arange(len(last), device=values.device), last] += rewards
+        found, returns = advantages.gae(
+            *(per_token, values, batch["targets"]), discount=config.discount, gae_lambda=config.gae_lambda
+        )
+        return {
+            "advantages": advantages.whiten(found, batch["targets"]),
+            "returns": returns,
+            "old_values": values,
+        }
+
+    def _note(self, rewards: Tensor, sampled: Sampled, batch: Batch) -> None:
+        group = self.config.group
+        self.facts = {
+            "reward": float(rewards.mean()),
+            "reward_std": float(rewards.std(correction=0)),
+            "length": float(sampled.targets.sum(1).float().mean()),
+        }
+        if group > 1:
+            self.facts["zero_variance"] = advantages.zero_variance(rewards, group) / (len(rewards) // group)
+        if "reference_logp" in batch:
+            difference = (batch["old_logp"] - batch["reference_logp"]).sum() / sampled.targets.sum()
+            self.facts["kl_reference"] = float(difference)
+
+
+@dataclass
+class RewardValidation:
+    """Mean reward of greedy answers to fixed prompts."""
+
+    prompts: Sequence[Batch]
+    answers: Answers
+    reward: Reward
+
+    def __call__(self, model: nn.Module) -> float:
+        found = []
+        for given in self.prompts:
+            sampled, texts = self.answers(model, given["ids"], given["mask"], temperature=0.0, seed=0)
+            found.append(self.reward(sampled, texts, given["rows"]).float())
+        return float(torch.cat(found).mean())

@@ -1,0 +1,378 @@
+"""A run from its first stage to its last, in a folder: saved, continued, stopped, rolled back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from steepest.contract import SteepestError
+from steepest.training.checkpoint import Loaded, Payload, Store
+from steepest.training.config import RunConfig
+from steepest.training.curve import Curve, Diverged, Progress, Trained
+from steepest.training.indicators import Finding
+from steepest.training.journal import Journal
+from steepest.training.learner import Update
+from steepest.training.loop import Place, Stage, train
+from steepest.training.signals import Stop
+from steepest.training.stages import Builder, Built
+
+ROLLBACKS = 3
+"""Rollbacks of one run before it is given up: more would change what it is trained on without saying so."""
+
+
+@dataclass
+class StageResult:
+    """A stage that is over. reason: why it diverged, if it did.  ended: what ended it before its last step.
+    unit: of its validation."""
+
+    name: str
+    objective: str
+    unit: str
+    curves: tuple[Curve, Curve]
+    steps: int = 0
+    seconds: float = 0.0
+    trained: Trained | None = None
+    reason: str | None = None
+    ended: str = ""
+
+    def record(self) -> dict[str, Any]:
+        curve, validation = map(asdict, self.curves)
+        return {
+            "name": self.name,
+            "objective": self.objective,
+            "unit": self.unit,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "ended": self.ended,
+            "reason": self.reason,
+            "curve": curve,
+            "validation": validation,
+        }
+
+
+class Session:
+    """A run that may be killed at any moment and continued: what a generation holds is everything.
+
+    folder: where it lives; the caller holds its lock.  watch: told of every step.  tell: told in words of
+    what happens beside training (borders, vetoes, generations, findings).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        cache: Path | None = None,
+        watch: Callable[[Progress], None] | None = None,
+        tell: Callable[[str], None] = lambda words: None,
+        notice: Callable[[Finding], None] = lambda finding: None,
+        log: Callable[[int, Mapping[str, Any]], None] = lambda step, values: None,
+        stop: Stop | None = None,
+    ) -> None:
+        self.config, self.folder, self.plan = config, folder, config.plan()
+        self.builder = Builder(config, cache)
+        self.store = Store(folder / "checkpoints", keep=config.checkpoint.keep)
+        self.journal = Journal(folder)
+        self.watch, self.tell, self.notice, self.log = watch, tell, notice, log
+        self.stop = stop or Stop()
+        self.results: list[StageResult] = []
+        self.skip: dict[str, list[int]] = {}
+        self.rollbacks = 0
+        self.index = 0
+        self.attempt = 0
+        self.built: Built | None = None
+        self._saved_at, self._saved_step, self._warned = time.monotonic(), 0, False
+
+    # ------------------------------------------------------------ from the first stage to the last
+
+    def run(self) -> list[StageResult]:
+        """Train all stages that are not done. Raises `Stopped` after a signal, with everything saved."""
+        self._begin()
+        while self.index < len(self.plan):
+            try:
+                self._train_stage()
+            except _RollBack as asked:
+                self._roll_back(asked)
+            if self.results and self.results[-1].reason is not None:
+                break
+        self._close()
+        return self.results
+
+    def _begin(self) -> None:
+        found = self.store.load(optional=True)
+        if found is None:
+            self.journal.event("start", 0, digest=self._digest(), process=os.getpid())
+            return
+        for reason in found.skipped:
+            self.tell(f"a damaged generation was passed over: {reason}")
+            self.journal.event("damaged", found.step, reason=reason)
+        if found.nonfinite:
+            raise SteepestError(
+                f"{found.generation} holds numbers that are not finite in {', '.join(found.nonfinite[:3])}; "
+                "go back to an earlier generation (`steepest checkpoint verify` lists them)."
+            )
+        self.restore(found)
+        self.journal.trim(self.attempt)
+        self.journal.event("resume", self.attempt, generation=found.generation, process=os.getpid())
+        self.tell(f"continued from {found.generation}")
+
+    def _train_stage(self) -> None:
+        if self.built is None:
+            self.built = self.builder.enter(self.index)
+            self._border(self.built)
+        built, stage = self.built, self.built.stage
+        stage.place.attempt = self.attempt
+        stage.skip = frozenset(self.skip.get(built.source.key, ()))
+        result = StageResult(stage.name, built.config.objective_name, built.source.unit, stage.curves)
+        try:
+            result.trained = train(stage, watch=self.watch, after=self._after, between=self._between)
+        except Diverged as diverged:
+            result.reason = str(diverged)
+            self.journal.event("diverged", self.attempt, reason=str(diverged))
+        place = stage.place
+        result.steps, result.seconds, result.ended = place.step, place.seconds, place.ended
+        self.results.append(result)
+        if result.reason is None:
+            self.builder.leave(built)
+            self.index, self.built = self.index + 1, None
+            if self.index == len(self.plan):
+                self.save("end", keep=True, wait=True)
+
+    def _border(self, built: Built) -> None:
+        """A stage begins: what crossed the border is told, and a generation kept."""
+        carried = built.carried
+        self.journal.event(
+            "stage",
+            self.attempt,
+            name=built.stage.name,
+            objective=built.config.objective_name,
+            routing=built.optimizer.routing_digest(),
+            carried=carried.to_json() if carried else None,
+        )
+        if self.index:
+            self.tell(f"stage {built.stage.name}: {built.config.objective_name}")
+        if carried is not None:
+            self.tell(str(carried).splitlines()[0])
+        self.save("border", keep=self.index > 0)
+
+    def _close(self) -> None:
+        """Let the last generation reach the disk."""
+        self.journal.close()
+        try:
+            self.store.close()
+        except SteepestError as error:
+            self.tell(str(error))
+
+    def words(self, result: StageResult) -> str:
+        """What a stage came to, for people."""
+        final, text = result.curves[1].loss[-1], self.builder.texts.get(result.name)
+        bits = f", {text.bits_per_byte(final):.4f} bits a byte" if text is not None else ""
+        what = "validation loss" if result.unit.startswith("nats") else "validation"
+        return f"{what} {final:.4f} {result.unit}{bits}"
+
+    # ------------------------------------------------------------ after a step, between rounds
+
+    def _after(self, stage: Stage, update: Update) -> None:
+        assert self.built is not None
+        built, optimizer, guard = self.built, stage.learner.optimizer, stage.learner.guard
+        self.attempt = stage.place.attempt
+        values = self._values(stage, update)
+        findings: list[Finding] = []
+        if guard is not None:
+            guard.observe(update.loss, update.norm, values.get("update_norm"), update.committed, self.attempt)
+            findings += guard.warnings
+        if not update.committed:
+            verdict = optimizer.last_verdict
+            self.journal.event("veto", self.attempt, why=update.why, culprits=list(verdict.culprits))
+        health = built.health
+        if health is not None:
+            health.count(committed=update.committed, clipped=values["clipped"])
+            if health.due(self.attempt):
+                place = stage.place
+                found, layers = health.look(self.attempt, optimizer, place.step, stage.steps, update.facts)
+                findings += found
+                values["layers"] = layers
+        self._tell_findings(stage, findings)
+        self._warned |= bool(guard and guard.early_warning) or bool(health and health.early_warning)
+        self.journal.metrics(self.attempt, values)
+        self.log(self.attempt, values)
+        if words := built.control(update, findings):
+            self.journal.event("control", self.attempt, what=words)
+            self.tell(words)
+        if guard is not None and guard.rollback is not None:
+            raise _RollBack(stage.place.position, guard.rollback.spike)
+
+    def _tell_findings(self, stage: Stage, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.journal.event("finding", self.attempt, **asdict(finding) | {"step": self.attempt})
+            self.notice(finding)
+            if stage.until.warning == finding.indicator and finding.level == "act":
+                stage.place.ended = f"{finding.indicator} {finding.value:.3g}"
+
+    def _values(self, stage: Stage, update: Update) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        place, optimizer = stage.place, stage.learner.optimizer
+        limit = optimizer.max_grad_norm
+        values: dict[str, Any] = {
+            "step": self.attempt,
+            "attempt": self.attempt,
+            "committed": update.committed,
+            "stage": stage.name,
+            "stage_step": place.step,
+            "of": stage.steps,
+            "loss": update.loss,
+            "lr": update.rate,
+            "grad_norm": update.norm,
+            "clipped": None if limit is None else update.norm > limit,
+            "tokens": place.tokens,
+            "seconds": round(place.seconds, 4),
+            "tokens_per_second": round(place.tokens / place.seconds, 1),
+            "step_ms": round(update.seconds[0] * 1e3, 3),
+            "eta_seconds": round(place.seconds / place.step * (stage.steps - place.step), 1),
+            **update.facts,
+        }
+        if optimizer.observes and update.committed:
+            values |= optimizer.norms()
+        if stage.curves[1].step[-1] == place.step:
+            values["validation"] = place.last
+        return values
+
+    def _between(self, stage: Stage) -> None:
+        """Where nothing is half done: a generation is written if it is time, and a signal is obeyed."""
+        if self.stop.asked is not None:
+            self.save("signal", wait=True)
+            self._close()
+            self.stop.check()
+        every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        due = every is not None and stage.place.step // every > self._saved_step // every
+        if self._warned or late or due or self._before_peak(stage):
+            self.save("warning" if self._warned else "time")
+
+    def _before_peak(self, stage: Stage) -> bool:
+        """A clean state from before the highest rate is worth having: spikes come there."""
+        warmup = self.built.warmup if self.built else 0
+        return warmup > 2 and self._saved_step < warmup - 1 <= stage.place.step < warmup
+
+    # ------------------------------------------------------------ generations
+
+    def save(self, why: str, *, keep: bool = False, wait: bool = False) -> None:
+        """Write a generation; one that cannot be written is told of, and training goes on."""
+        place = self.built.stage.place if self.built else Place()
+        self._saved_at, self._saved_step, self._warned = time.monotonic(), place.step, False
+        wait = wait or not self.config.checkpoint.background
+        try:
+            payload = Payload(tensors=self.builder.tensors(self.built), facts=self._facts())
+            self.store.save(payload, step=self.attempt, keep=keep, wait=wait)
+            self.journal.event("checkpoint", self.attempt, why=why)
+        except SteepestError as error:
+            self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
+            self.tell(f"no generation was written: {error}")
+
+    def _facts(self) -> dict[str, Any]:
+        """All numbers of the run."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "digest": self._digest(),
+            "index": self.index,
+            "attempt": self.attempt,
+            "skip": self.skip,
+            "rollbacks": self.rollbacks,
+            "results": [result.record() for result in self.results],
+            "built": self.built.facts() if self.built else None,
+            "builder": self.builder.facts(),
+        }
+
+    def restore(self, found: Loaded) -> None:
+        """Become what a verified generation holds. Nothing is touched before everything is known to fit."""
+        facts = found.facts
+        self._check(facts)
+        self.index, self.attempt = facts["index"], facts["attempt"]
+        self.skip = {key: list(value) for key, value in facts["skip"].items()}
+        self.rollbacks = max(self.rollbacks, facts["rollbacks"])
+        self.results = [_result(record) for record in facts["results"]]
+        self.built = self.builder.restore(self.index, found.tensors, facts["builder"], facts["built"])
+        self._saved_step = self.built.stage.place.step if self.built else 0
+
+    def _check(self, facts: Mapping[str, Any]) -> None:
+        """A run is continued as it was written down; what may differ is when it is saved and looked at."""
+        if facts["digest"] == self._digest():
+            return
+        then, now = facts["config"], self.config.model_dump(mode="json")
+        changed = [key for key in now if key not in FREE and then.get(key) != now[key]]
+        shown = "; ".join(f"{key}: {json.dumps(then.get(key))} -> {json.dumps(now[key])}" for key in changed)
+        raise SteepestError(
+            f"{self.folder} holds a run of another config ({shown}); give another --out, or continue it with "
+            "its own config.yaml."
+        )
+
+    def _digest(self) -> str:
+        own = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in FREE}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _roll_back(self, asked: _RollBack) -> None:
+        """Back to the last good generation of this stage; what has been read since is not read again."""
+        self.rollbacks += 1
+        if self.rollbacks > ROLLBACKS:
+            raise SteepestError(
+                f"the run was rolled back {ROLLBACKS} times and spiked again; lower the learning rate, or "
+                f"look at the data (`steepest doctor {self.folder}` says more)."
+            )
+        key = self.built.source.key if self.built else ""
+        found = self._before(asked.spike)
+        self.restore(found)
+        assert self.built is not None
+        first = self.built.stage.place.position
+        self.skip.setdefault(key, []).extend(range(first, asked.position + 1))
+        self.journal.trim(self.attempt)
+        self.journal.event(
+            "rollback", self.attempt, generation=found.generation, skipped=[first, asked.position]
+        )
+        self.tell(f"rolled back to step {self.attempt}; batches {first} to {asked.position} are skipped")
+
+    def _before(self, spike: int) -> Loaded:
+        """The newest good generation from before a spike."""
+        self.store.load()
+        for name in reversed(self.store.generations()):
+            try:
+                found = self.store.load(name)
+            except SteepestError:
+                continue
+            if found.step < spike and found.facts["index"] == self.index and found.facts["built"]:
+                return found
+        raise SteepestError(
+            "there is no generation from before the spike to go back to; save more often (checkpoint.every)."
+        )
+
+
+FREE = ("checkpoint", "health", "threads")
+"""Keys of a config that may change when a run is continued: they move no number of it."""
+
+
+class _RollBack(Exception):
+    """Go back to before this step, and do not read the data up to this position again."""
+
+    def __init__(self, position: int, spike: int) -> None:
+        super().__init__()
+        self.position, self.spike = position, spike
+
+
+def _result(record: Mapping[str, Any]) -> StageResult:
+    curves = Curve(**record["curve"]), Curve(**record["validation"])
+    own = {key: value for key, value in record.items() if key not in ("curve", "validation")}
+    return StageResult(curves=curves, **own)
+
+
+def forget(folder: Path) -> None:
+    """Delete what an earlier run has left in its folder; nothing else that lies there."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "journal.jsonl", "run.json"):
+        (folder / name).unlink(missing_ok=True)

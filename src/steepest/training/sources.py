@@ -1,0 +1,311 @@
+"""What a stage is trained and measured on, by the kind of batch that its objective reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steepest.contract import SteepestError, unknown
+from steepest.data import (
+    Batches,
+    Examples,
+    Packed,
+    Rows,
+    Sampler,
+    Tokenizer,
+    decode_answer,
+    encode_document,
+    encode_rows,
+    fixed_batches,
+    grade,
+    load_examples,
+    load_tokenizer,
+    load_verifier,
+    seed_for,
+    seq2seq_rows,
+    validation_batches,
+    verify,
+)
+from steepest.objectives import Objective, reference_logprobs
+from steepest.training.config import RunConfig
+from steepest.training.curve import Validation
+from steepest.training.feeds import Stream, to_device
+from steepest.training.learner import Batch, Learner
+from steepest.training.loop import Feed
+from steepest.training.rollouts import Answers, Reward, RewardValidation, Rollouts, Scored, Verified, Weighed
+from steepest.training.stage_config import StageConfig
+from steepest.training.text import Text, load_text
+
+VERIFIERS: Mapping[str, Callable[[str, Mapping[str, Any]], float]] = {"task": verify, "grade": grade}
+"""Rewards by a short name: right or wrong, and how right."""
+
+MEASURED = 32
+"""Rows that a validation reads at a time."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What sources share: the run's config, tokenizer, device, and models that stages have left behind."""
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    device: torch.device
+    cache: Path | None
+    products: Mapping[str, nn.Module]
+
+    def seed(self, stream: str) -> int:
+        return seed_for(self.config.seed, stream)
+
+
+@dataclass
+class Source:
+    """The data of a stage. key: equal for stages that go on where the other has ended.
+
+    feed, validation: made for a learner.  prepare: asks the model, as it is when the stage begins, for what
+    goes into `tables`, which generations keep.  guess: the loss of a uniform guess, if that means anything.
+    rising: the validation is better when it is higher.  unit: what it is measured in.
+    """
+
+    key: str
+    feed: Callable[[Learner], Feed]
+    validation: Callable[[Learner], Callable[[nn.Module], float]]
+    guess: float | None = None
+    rising: bool = False
+    unit: str = "nats a token"
+    text: Text | None = None
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    prepare: Callable[[nn.Module], None] = lambda model: None
+
+
+def load_run_tokenizer(config: RunConfig, cache: Path | None) -> Tokenizer:
+    """The tokenizer of a run; one that is trained is trained on the first stage's text."""
+    for stage in config.plan():
+        if stage.objective_name == "next_token":
+            return text_of(stage, config, cache).tokenizer
+    if config.tokenizer == "model" or config.tokenizer == "bytes":
+        folder = config.model if Path(config.model).is_dir() else None
+        return load_tokenizer(config.tokenizer, None, model_path=folder)
+    raise SteepestError(
+        f"tokenizer {config.tokenizer!r} is trained on text, and no stage reads any; use bytes, or model."
+    )
+
+
+def text_of(stage: StageConfig, config: RunConfig, cache: Path | None) -> Text:
+    return load_text(
+        stage.data, stage.text_key, config.tokenizer, config.model, str(cache) if cache else None
+    )
+
+
+def open_source(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    """The source of a stage."""
+    return OPENERS[objective.batch](stage, objective, context)
+
+
+# ---------------------------------------------------------------------- text
+
+
+def _text(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    text = text_of(stage, context.config, context.cache)
+    shape = {"batch": stage.batch, "length": stage.context}
+    if stage.packing:
+        train, held_out = (_packed(text, part, stage.context) for part in (0, 1))
+        at: Callable[[int], Batch] = Sampler(train, batch=stage.batch, seed=context.seed("data")).at
+        measured: Sequence[Batch] = fixed_batches(held_out, batch=MEASURED, limit=stage.validation_windows)
+    else:
+        at = Batches(text.train, **shape, seed=context.seed("data")).at
+        measured = validation_batches(
+            text.validation, batch=MEASURED, length=stage.context, limit=stage.validation_windows
+        )
+    return Source(
+        key=f"text {stage.data} {stage.batch} {stage.context} {stage.packing}",
+        feed=lambda learner: Stream(at, stage.accumulate, context.device),
+        validation=lambda learner: Validation(to_device(list(measured), context.device), learner.objective),
+        guess=math.log(text.tokenizer.vocab_size),
+        text=text,
+    )
+
+
+def _packed(text: Text, part: int, length: int) -> Packed:
+    documents = [encode_document(text.tokenizer, d) for d in text.corpus.documents()[part]]
+    return Packed(documents, length=length, pad_id=text.tokenizer.pad_id)
+
+
+# ---------------------------------------------------------------------- examples
+
+
+@lru_cache(maxsize=4)
+def _examples(spec: str, kind: str) -> Examples:
+    return load_examples(spec, kind)
+
+
+def _rows(stage: StageConfig, kind: str, context: Context) -> tuple[Rows, Rows]:
+    """Encoded rows to train on and to measure on."""
+    found = _examples(stage.data, kind)
+    encode = partial(encode_rows, kind=kind, tokenizer=context.tokenizer, context=stage.context)
+    return encode(found.train), encode(found.validation)
+
+
+def _measured(stage: StageConfig, rows: Rows, context: Context) -> list[Batch]:
+    return [
+        to_device(b, context.device)
+        for b in fixed_batches(rows, batch=MEASURED, limit=stage.validation_windows)
+    ]
+
+
+def _completions(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    train, held_out = _rows(stage, "completion", context)
+    return _from_rows(stage, train, held_out, context)
+
+
+def _seq2seq(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    found = _examples(stage.data, "completion")
+    encode = partial(
+        seq2seq_rows, tokenizer=context.tokenizer, context=stage.context, start_id=context.tokenizer.pad_id
+    )
+    return _from_rows(stage, encode(found.train), encode(found.validation), context)
+
+
+def _from_rows(stage: StageConfig, train: Rows, held_out: Rows, context: Context) -> Source:
+    sampler = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"), by_length=True)
+    return Source(
+        key=f"rows {stage.data} {stage.batch} {stage.context}",
+        feed=lambda learner: Stream(sampler.at, stage.accumulate, context.device),
+        validation=lambda learner: Validation(_measured(stage, held_out, context), learner.objective),
+    )
+
+
+# ---------------------------------------------------------------------- preferences
+
+
+def _preferences(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    train, held_out = _rows(stage, "preference", context)
+    cached = objective.options.get("reference") is not None and (
+        stage.objective_options.get("reference", "cached") == "cached"
+    )
+    source = _from_rows(stage, train, held_out, context)
+    source.unit = "nats a pair"
+    if cached:
+        _with_reference(source, stage, train, held_out, context)
+    return source
+
+
+def _with_reference(
+    source: Source, stage: StageConfig, train: Rows, held_out: Rows, context: Context
+) -> None:
+    """What the model says of every pair before this stage changes it: asked once, and kept in generations."""
+    names = ("reference_chosen", "reference_rejected")
+    order = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"), by_length=True).order
+
+    def prepare(model: nn.Module) -> None:
+        for part, rows in (("train", train), ("held_out", held_out)):
+            found: dict[str, list[Tensor]] = {name: [] for name in names}
+            for start in range(0, len(rows.lengths), MEASURED):
+                batch = rows.batch(np.arange(start, min(start + MEASURED, len(rows.lengths))))
+                for name, value in reference_logprobs(model, to_device(batch, context.device)).items():
+                    found[name].append(value)
+            source.tables.update({f"{part}.{name}": torch.cat(parts) for name, parts in found.items()})
+
+    def told(part: str, rows: Rows, indices: Any) -> Batch:
+        batch = to_device(rows.batch(indices), context.device)
+        return {
+            **batch,
+            **{name: source.tables[f"{part}.{name}"][torch.from_numpy(indices)] for name in names},
+        }
+
+    def validation(learner: Learner) -> Callable[[nn.Module], float]:
+        count = min(len(held_out.lengths), stage.validation_windows)
+        chosen = np.arange(count, dtype=np.int64) * len(held_out.lengths) // count
+        parts = [chosen[i : i + MEASURED] for i in range(0, count, MEASURED)]
+        return Validation([told("held_out", held_out, part) for part in parts], learner.objective)
+
+    def feed(learner: Learner) -> Feed:
+        return Stream(lambda at: told("train", train, order.at(at)), stage.accumulate, context.device)
+
+    def later(learner: Learner) -> Callable[[nn.Module], float]:
+        made: list[Callable[[nn.Module], float]] = []
+
+        def measure(model: nn.Module) -> float:
+            if not made:
+                made.append(validation(learner))
+            return made[0](model)
+
+        return measure
+
+    source.feed, source.validation, source.prepare = feed, later, prepare
+
+
+# ---------------------------------------------------------------------- rollouts
+
+
+def _policy(stage: StageConfig, objective: Objective, context: Context) -> Source:
+    train, held_out = _rows(stage, "prompts", context)
+    sampler = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"))
+    tokenizer = context.tokenizer
+    answers = Answers(
+        decode=lambda ids: decode_answer(tokenizer, ids),
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+        device=context.device,
+        config=stage.rollout,
+    )
+    reward = _reward(stage, context)
+    check = Verified(VERIFIERS["task"]) if stage.data.startswith("tasks") else reward
+
+    def feed(learner: Learner) -> Feed:
+        return Rollouts(
+            model=learner.model,
+            answers=answers,
+            prompts=sampler.at,
+            reward=reward,
+            kind=objective.advantages,
+            seed=context.config.seed,
+            micro=math.ceil(stage.batch * stage.rollout.group / stage.accumulate),
+        )
+
+    return Source(
+        key=f"prompts {stage.data} {stage.batch} {stage.context}",
+        feed=feed,
+        validation=lambda learner: RewardValidation(_measured(stage, held_out, context), answers, check),
+        rising=True,
+        unit="of answers right" if isinstance(check, Verified) and check is not reward else "reward",
+    )
+
+
+def _reward(stage: StageConfig, context: Context) -> Reward:
+    given = stage.rollout.reward
+    weighed = {given: 1.0} if isinstance(given, str) else given
+    parts = [(weight, _one_reward(name, stage, context)) for name, weight in weighed.items()]
+    return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else Weighed(parts)
+
+
+def _one_reward(name: str, stage: StageConfig, context: Context) -> Reward:
+    if name in VERIFIERS:
+        return Verified(VERIFIERS[name])
+    if name.startswith("stage:"):
+        own = name.removeprefix("stage:")
+        if own not in context.products:
+            raise SteepestError(
+                f"stage {stage.name}: there is no reward model of a stage {own!r} before it; "
+                f"{', '.join(context.products) or 'no stage'} trains one."
+            )
+        return Scored(context.products[own])
+    if ":" in name:
+        return Verified(load_verifier(name))
+    raise unknown("reward", name, [*VERIFIERS, "stage:NAME", "package.module:function"])
+
+
+OPENERS: Mapping[str, Callable[[StageConfig, Objective, Context], Source]] = {
+    "text": _text,
+    "completion": _completions,
+    "seq2seq": _seq2seq,
+    "preference": _preferences,
+    "policy": _policy,
+}

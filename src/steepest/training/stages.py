@@ -1,0 +1,315 @@
+"""Building a stage from its config: which model it trains, with what, on what; and all of it from a save."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steepest.adapters import add_adapter, merge, parse_adapter
+from steepest.contract import SteepestError
+from steepest.data import seed_for
+from steepest.models import RewardModel, ValuedModel, build_model, compile_model, recompute
+from steepest.objectives import OBJECTIVES, Objective, get_objective
+from steepest.optimizer import Carried, Optimizer, carry
+from steepest.training.config import RunConfig
+from steepest.training.controls import Controls
+from steepest.training.curve import Curve
+from steepest.training.feeds import usable_device
+from steepest.training.guard import Guard, GuardConfig
+from steepest.training.health import Health
+from steepest.training.indicators import Finding
+from steepest.training.learner import Learner, Update
+from steepest.training.loop import Place, Stage
+from steepest.training.precision import Precision
+from steepest.training.recipe import build_optimizer
+from steepest.training.rollouts import Rollouts
+from steepest.training.sources import Context, Source, load_run_tokenizer, open_source
+from steepest.training.stage_config import StageConfig
+from steepest.training.text import Text
+from steepest.training.weights import load_weights, weights
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass
+class Built:
+    """A stage and what it stands on. reference: the policy as it was when the stage began, where its
+    objective asks for it.  carried: what became of the optimizer's state at the border."""
+
+    config: StageConfig
+    stage: Stage
+    source: Source
+    reference: nn.Module | None = None
+    health: Health | None = None
+    controls: Controls | None = None
+    carried: Carried | None = None
+
+    def control(self, update: Update, findings: Sequence[Finding]) -> str:
+        """Let the controllers look at a step; what they changed, in words."""
+        return self.controls.look(self.stage, update, findings) if self.controls else ""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.stage.learner.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.stage.learner.optimizer
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up of the learning rate."""
+        return self.config.schedule.build(1.0, self.config.steps).warmup
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a generation holds of it, by group."""
+        out = {"model": weights(self.model), "optimizer": self.optimizer.export_state()[0]}
+        if self.reference is not None:
+            out["reference"] = weights(self.reference)
+        if self.source.tables:
+            out["tables"] = dict(self.source.tables)
+        return out
+
+    def facts(self) -> dict[str, Any]:
+        """The numbers beside: JSON."""
+        learner = self.stage.learner
+        return {
+            "place": asdict(self.stage.place),
+            "curves": [asdict(curve) for curve in self.stage.curves],
+            "optimizer": self.optimizer.export_state()[1],
+            "guard": learner.guard.state() if learner.guard else None,
+            "precision": learner.precision.state(),
+            "health": self.health.state() if self.health else None,
+            "controls": self.controls.state() if self.controls else None,
+            "carried": self.carried.to_json() if self.carried else None,
+        }
+
+    def load(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
+        """Become what was saved; a mismatch raises before anything is changed."""
+        learner = self.stage.learner
+        load_weights(self.model, tensors["model"])
+        self.optimizer.import_state(tensors["optimizer"], facts["optimizer"])
+        if self.reference is not None:
+            load_weights(self.reference, tensors["reference"])
+        self.source.tables.update(tensors.get("tables", {}))
+        self.stage.place = Place(**facts["place"])
+        training, validation = facts["curves"]
+        self.stage.curves = Curve(**training), Curve(**validation)
+        if learner.guard is not None and facts["guard"] is not None:
+            learner.guard.load(facts["guard"])
+        if self.health is not None and facts["health"] is not None:
+            self.health.load(facts["health"])
+        if self.controls is not None and facts["controls"] is not None:
+            self.controls.load(facts["controls"])
+        learner.precision.load(facts["precision"])
+
+
+@dataclass
+class Builder:
+    """The models of a run, from stage to stage.
+
+    policy: the model that goes through the stages.  products: what stages have trained beside it (reward
+    models), by stage.  texts: that stages have read.  positions: rounds read so far of every source.
+    previous: the optimizer of the stage before.
+    """
+
+    config: RunConfig
+    cache: Path | None = None
+    policy: nn.Module | None = None
+    products: dict[str, nn.Module] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, Text] = field(default_factory=dict)
+    previous: Optimizer | None = None
+    adapter: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.plan = self.config.plan()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        tokenizer = load_run_tokenizer(self.config, self.cache)
+        self.context = Context(
+            self.config, tokenizer, usable_device(self.config.device), self.cache, self.products
+        )
+
+    # ------------------------------------------------------------ entering and leaving
+
+    def enter(self, index: int) -> Built:
+        """The stage, ready for its first step: the optimizer's state has crossed the border."""
+        built = self._build(index)
+        stage = self.plan[index]
+        built.stage.place.position = self.positions.get(built.source.key, 0)
+        if self.previous is not None and not is_apart(stage):
+            built.carried = carry(self.previous, built.optimizer, stage.moments)
+        if built.reference is not None:
+            load_weights(built.reference, weights(_policy_in(built.model)))
+        built.source.prepare(built.model)
+        return built
+
+    def leave(self, built: Built) -> None:
+        """Keep what later stages need."""
+        self.positions[built.source.key] = built.stage.place.position
+        if is_apart(built.config):
+            self.products[built.config.name] = _finished(built.model)
+        else:
+            self.previous = built.optimizer
+
+    def final(self) -> nn.Module:
+        """The policy as it is used: without adapters."""
+        if self.policy is None:
+            raise SteepestError("no stage has trained the policy; there is nothing to save.")
+        return merge(copy.deepcopy(self.policy)) if self.adapter is not None else self.policy
+
+    # ------------------------------------------------------------ the parts of a stage
+
+    def _build(self, index: int) -> Built:
+        stage, config = self.plan[index], self.config
+        objective = OBJECTIVES.get(stage.objective_name)
+        function = get_objective(stage.objective_name, **stage.objective_options)
+        assert objective is not None  # get_objective has raised
+        model = self._model(index)
+        source = open_source(stage, objective, self.context)
+        controls = Controls.of(stage)
+        if source.text is not None:
+            self.texts[stage.name] = source.text
+        learner = Learner(
+            compile_model(model) if config.compile else model,
+            build_optimizer(
+                *(stage, model),
+                observes=config.health.every > 0,
+                around=controls.held if controls else None,
+            ),
+            controls.objective(function) if controls else function,
+            seed=config.seed,
+            precision=Precision(config.precision, self.context.device),
+            guard=Guard(GuardConfig(**stage.guard)),
+        )
+        reference = self._reference(stage, objective)
+        feed = source.feed(learner)
+        if isinstance(feed, Rollouts):
+            feed.reference = reference
+        built = Stage(
+            *(stage.name, learner, feed, source.validation(learner)),
+            steps=stage.steps,
+            evals=stage.evals,
+            until=stage.until,
+            guess=source.guess if index == 0 else None,
+            rising=source.rising,
+        )
+        health = Health(config.health.every) if config.health.every else None
+        return Built(stage, built, source, reference, health, controls)
+
+    def _reference(self, stage: StageConfig, objective: Objective) -> nn.Module | None:
+        if objective.batch != "policy" or not stage.rollout.reference or self.policy is None:
+            return None
+        return _finished(copy.deepcopy(self.policy))
+
+    def _model(self, index: int) -> nn.Module:
+        """The model that a stage trains, with the adapters it asks for."""
+        stage = self.plan[index]
+        objective = OBJECTIVES.get(stage.objective_name)
+        kind = objective.model if objective else "causal"
+        if self.policy is None:
+            self.policy = self._first("seq2seq" if kind == "seq2seq" else "causal")
+        if kind == "scored":
+            plain = copy.deepcopy(self.policy)
+            plain = merge(plain) if self.adapter is not None else plain
+            scored = self._with_head(RewardModel, plain, stage)
+            return self._adapted(scored, stage)
+        self._exchange(stage)
+        return self._with_head(ValuedModel, self.policy, stage) if kind == "valued" else self.policy
+
+    def _first(self, kind: Any) -> nn.Module:
+        model = build_model(
+            self.config.model,
+            vocab_size=self.context.tokenizer.vocab_size,
+            context=max(stage.context + _answer(stage) for stage in self.plan),
+            seed=self.context.seed("init"),
+            kind=kind,
+        )
+        if self.config.recompute:
+            recompute(model)
+        return Precision(self.config.precision, self.context.device).cast(model).to(self.context.device)
+
+    def _with_head(self, head: Any, model: nn.Module, stage: StageConfig) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.context.seed(f"head/{stage.name}"))
+            whole: nn.Module = head(model)
+        return whole.to(self.context.device).train()
+
+    def _exchange(self, stage: StageConfig) -> None:
+        """Put on the policy the adapter that the stage asks for: the one it has, another, or none."""
+        asked = stage.adapter
+        if self.policy is None or asked == "keep" or asked == self.adapter:
+            return
+        if self.adapter is not None:
+            self.policy = merge(self.policy)
+        self.adapter = asked if isinstance(asked, dict) else None
+        self.policy = self._adapted(self.policy, stage)
+
+    def _adapted(self, model: nn.Module, stage: StageConfig) -> nn.Module:
+        if stage.adapter is None or stage.adapter == "keep":
+            return model
+        if not isinstance(stage.adapter, Mapping):
+            raise SteepestError(
+                f"stage {stage.name}: adapter {stage.adapter!r} is neither 'keep' nor settings, as in "
+                "{kind: lora, r: 8}."
+            )
+        seed = seed_for(self.config.seed, f"adapter/{stage.name}")
+        return add_adapter(model, parse_adapter(stage.adapter), seed)
+
+    # ------------------------------------------------------------ saving and restoring
+
+    def tensors(self, built: Built | None) -> dict[str, dict[str, Tensor]]:
+        """Everything of the run that is a tensor, by group."""
+        out = {f"product.{name}": weights(model) for name, model in self.products.items()}
+        if built is not None:
+            out |= built.tensors()
+        if self.policy is not None and (built is None or is_apart(built.config)):
+            out["policy"] = weights(self.policy)
+        return out
+
+    def facts(self) -> dict[str, Any]:
+        return {"positions": dict(self.positions), "products": list(self.products)}
+
+    def restore(
+        self, index: int, tensors: Tensors, facts: Mapping[str, Any], built: Mapping[str, Any] | None
+    ) -> Built | None:
+        """The run as it was saved. Its structure is a function of the config; the numbers are read."""
+        self.policy = self.previous = self.adapter = None
+        self.products.clear()
+        self.positions = dict(facts["positions"])
+        for i, stage in enumerate(self.plan[:index]):
+            model = self._model(i)
+            if stage.name in facts["products"]:
+                load_weights(model, tensors[f"product.{stage.name}"])
+                self.products[stage.name] = _finished(model)
+        found = self._build(index) if built is not None else None
+        if self.policy is not None and "policy" in tensors:
+            load_weights(self.policy, tensors["policy"])
+        if found is not None and built is not None:
+            found.load(tensors, built)
+        return found
+
+
+def is_apart(stage: StageConfig) -> bool:
+    """Whether a stage trains a model of its own and leaves the policy as it is."""
+    return OBJECTIVES[stage.objective_name].model == "scored"
+
+
+def _answer(stage: StageConfig) -> int:
+    """Tokens that a stage writes behind its prompts."""
+    return stage.rollout.new_tokens if OBJECTIVES[stage.objective_name].batch == "policy" else 0
+
+
+def _finished(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False)
+
+
+def _policy_in(model: nn.Module) -> nn.Module:
+    return model.body if isinstance(model, ValuedModel) else model
