@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from steepest.training.history import LARGE
+from steepest.training.history import bounded, norms
 from steepest.training.stage_config import Frozen
 
 
@@ -45,7 +45,7 @@ class ZClip:
         if self.count < config.warmup or not math.isfinite(norm):
             return None
         deviation = max(math.sqrt(self.variance), config.floor * self.mean) + 1e-6
-        z = (min(norm, LARGE) - self.mean) / deviation
+        z = (bounded(norm) - self.mean) / deviation
         return self.mean + config.threshold**2 * deviation / z if z > config.threshold else None
 
     def observe(self, norm: float) -> None:
@@ -53,7 +53,7 @@ class ZClip:
         if not math.isfinite(norm):
             return
         limit = self.limit(norm)
-        norm = min(norm, LARGE) if limit is None else limit
+        norm = max(bounded(norm), 0.0) if limit is None else limit
         self.count += 1
         if self.count <= self.config.warmup:  # plain mean and variance of all so far
             away = norm - self.mean
@@ -109,8 +109,7 @@ class AdaGC:
         if not pairs:
             return
         grads = [grad for _, grad in pairs]
-        norms = torch.stack([n.double() for n in torch._foreach_norm(grads, dtype=torch.float32)])
-        sizes = [size / scale for size in norms.tolist()]
+        sizes = [size / scale for size in norms(grads)]
         whole = math.hypot(*sizes)
         if not math.isfinite(whole):
             return

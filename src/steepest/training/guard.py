@@ -13,7 +13,7 @@ from torch import Tensor
 from steepest.contract import SteepestError
 from steepest.optimizer import Judgement
 from steepest.training.clipping import AdaGC, AdaGCConfig, ZClip, ZClipConfig
-from steepest.training.history import History
+from steepest.training.history import History, Window
 from steepest.training.indicators import RUN, TABLE, Finding, Indicator, Level
 from steepest.training.stage_config import Frozen
 
@@ -105,7 +105,7 @@ class Guard:
 
     def rearm(self) -> None:
         """Forget all history: another objective, other data or another rate begins."""
-        self.history = {name: History(self.config.window, self.config.floor) for name in WATCHED}
+        self.history = {name: Window(self.config.floor, size=self.config.window) for name in WATCHED}
         self._told: dict[str, tuple[int, Level]] = {}
         self._rate = 1.0
         self.rollback = None
@@ -243,7 +243,7 @@ class Recovery:
         self.rearm()
 
     def rearm(self) -> None:
-        self.average = History(window=round(self.config.patience / 2))
+        self.average = History(size=round(self.config.patience / 2))
         self.spike: int | None = None
         self.before = 0.0
         self.left = 0

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steepest.contract import Live, Rule, SteepestError, expand
 from steepest.optimizer import Optimizer
 from steepest.rules import find_rule
-from steepest.training.history import History
+from steepest.training.history import History, norms
 from steepest.training.indicators import INDICATORS, RUN, TABLE, Finding, Level
 
 __all__ = ["RUN", "TABLE", "Finding", "Health", "Level", "NoiseScale", "square_norm"]
@@ -178,7 +177,7 @@ class Health:
         """What of a tensor's values can be judged now; the size of its update in deviations."""
         course, out = self._courses[layer.group], dict(values)
         if "update_rms" in out:
-            sizes = self._sizes.setdefault(name, History(WINDOW, FLOOR))
+            sizes = self._sizes.setdefault(name, History(FLOOR, size=WINDOW))
             size, old = out.pop("update_rms"), sizes.count >= MINIMUM
             if old:
                 out["update_rms"] = sizes.sigmas(size)
@@ -240,7 +239,7 @@ class Health:
         self._outcomes = deque(state["outcomes"], maxlen=RATES)
         self._sizes = {}
         for name, own in state["sizes"].items():
-            self._sizes[name] = History(WINDOW, FLOOR)
+            self._sizes[name] = History(FLOOR, size=WINDOW)
             self._sizes[name].load(own)
         self._ratios = {name: list(last) for name, last in state["ratios"].items()}
         self._courses = {group: Course(**own) for group, own in state["courses"].items()}
@@ -296,25 +295,23 @@ def _second_moments(
             yield stored, 1 - getattr(h, slot.average) ** state["step"]
 
 
-@torch.no_grad()
 def _staleness(moved: Mapping[str, Mapping[str, float]], layers: Mapping[str, Layer]) -> Values:
     """‖g‖² over the second moment's sum, for every tensor that has one."""
     seconds = {name: layers[name].second for name in moved}
     pairs = [(name, *second) for name, second in seconds.items() if second is not None]
     if not pairs:
         return {}
-    sums = torch.stack([s.double() for s in torch._foreach_norm([v for _, v, _ in pairs], 1, torch.float32)])
+    sums = norms([v for _, v, _ in pairs], 1)
     return {
         name: moved[name]["grad_norm"] ** 2 * share / total
-        for (name, _, share), total in zip(pairs, sums.tolist(), strict=True)
+        for (name, _, share), total in zip(pairs, sums, strict=True)
         if total > 0
     }
 
 
 def square_norm(grads: Sequence[Tensor], weight: float = 1.0) -> float:
     """‖g‖² of gradients that are sums over `weight`: what `NoiseScale` is fed with."""
-    norms = torch.stack([n.double() for n in torch._foreach_norm(list(grads), 2, torch.float32)])
-    return float(norms.square().sum()) / weight**2
+    return sum(norm * norm for norm in norms(grads)) / weight**2
 
 
 class NoiseScale:

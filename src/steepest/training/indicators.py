@@ -281,7 +281,7 @@ INDICATORS = (
         "the policy's entropy over that at the start of the stage",
         None,
         Advice(
-            "the policy has become almost certain: its answers no longer differ, and nothing is left to learn",
+            "the policy is all but certain: its answers no longer differ, so nothing is left to learn",
             "raise objective: {entropy_coef: ...} or rollout: {temperature: ...}, or lower the learning rate",
         ),
         warn=(0.2, math.inf),
