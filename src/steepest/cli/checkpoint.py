@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +181,7 @@ def convert(
 
 
 def _table(
-    console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]], every: bool = True
+    console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], every: bool = True
 ) -> None:
     """Print a table, and unless all is asked for only its first rows."""
     table = Table(pad_edge=False, box=None, header_style="bold")

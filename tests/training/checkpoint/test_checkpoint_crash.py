@@ -225,3 +225,26 @@ def test_killed_by_the_system_at_any_time(tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 5
+
+
+END = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from stores import payload
+from steepest.training.checkpoint import Disk, Store
+class Slow(Disk):
+    def write(self, file, data):
+        time.sleep(0.05)
+        super().write(file, data)
+Store(Path(sys.argv[1]), disk=Slow()).save(payload(1), step=1)
+sys.exit("the program ends here")
+"""
+
+
+def test_a_program_that_ends_finishes_its_save(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", END, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (1, "the program ends here")
+    found = Store(tmp_path).load()
+    assert same(found, payload(1)) and not found.leftovers

@@ -118,6 +118,7 @@ def test_norms_and_what_is_not_finite_are_told(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     tensors = {
         "fine": torch.tensor([3.0, 4.0]),
+        "small": torch.full((4,), 1e-30),
         "large": torch.full((4,), 3e38),
         "huge": torch.full((4,), 1e300, dtype=torch.float64),
         "half": torch.full((4,), 6e4).half(),
@@ -138,6 +139,7 @@ def test_norms_and_what_is_not_finite_are_told(tmp_path: Path) -> None:
     }
     assert facts["fine"].norm == 5.0 and facts["ints"].norm is None and facts["nan"].norm is None
     assert facts["large"].norm == pytest.approx(6e38) and facts["half"].norm == pytest.approx(120000.0)
+    assert facts["small"].norm == pytest.approx(2e-30)
     assert facts["huge"].norm is None and facts["huge"].nonfinite == 0
 
 

@@ -156,11 +156,11 @@ def in_order(folder: Path) -> tuple[dict[str, Manifest], dict[str, str]]:
             bad[name] = str(damaged)
     ordered: dict[str, Manifest] = {}
     pointed = current(folder)
-    name: str | None
-    for name in (pointed, *sorted(good, key=lambda name: -good[name].number)):
-        while name in good and name not in ordered:
-            ordered[name] = good[name]
-            name = good[name].parent
+    for start in (pointed, *sorted(good, key=lambda name: -good[name].number)):
+        at = start
+        while at in good and at not in ordered:
+            ordered[at] = good[at]
+            at = good[at].parent
     if pointed is not None and pointed not in good and pointed not in bad:
         bad[pointed] = "CURRENT names it, but it is not there"
     return ordered, bad

@@ -81,7 +81,7 @@ def stage(payload: Payload, limit: int = FILE_BYTES) -> Staged:
 
 def content(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest(data: memoryview) -> str:
@@ -100,15 +100,18 @@ def _copy(tensor: Tensor, pool: ThreadPoolExecutor) -> tuple[Tensor, dict[str, A
 
 
 def _measure(tensor: Tensor) -> tuple[float | None, int]:
-    """L2 norm and number of non-finite elements, computed where the tensor is."""
+    """L2 norm and number of non-finite elements, computed where the tensor is. In float32 where squares
+    stay well inside its range, which is many times as fast, else in float64."""
     if not tensor.is_floating_point():
         return None, 0
-    if tensor.dtype.itemsize == 1:
-        tensor = tensor.float()  # torch computes nothing in 8 bits
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
-    if math.isfinite(norm):
-        return norm, 0
-    return None, int(tensor.numel() - torch.isfinite(tensor).sum().item())
+    if tensor.dtype.itemsize < 4:
+        tensor = tensor.float()
+    norm = torch.linalg.vector_norm(tensor).item()
+    if not 1e-15 < norm < 1e15:
+        nonfinite = int(tensor.numel() - torch.isfinite(tensor).sum().item())
+        norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+        return (norm if math.isfinite(norm) else None), nonfinite
+    return norm, 0
 
 
 def _split(ready: Mapping[str, tuple[Tensor, TensorFact]], limit: int) -> list[list[str]]:

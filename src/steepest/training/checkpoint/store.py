@@ -115,7 +115,8 @@ class Store:
     patience: seconds to wait for a save that has not ended, before giving up with a sentence.
     disk:     the operations it is made of.
 
-    One process at a time: the run's own lock sees to that. Close it, or use it as a context, at the end.
+    One process at a time: the run's own lock sees to that. Close it, or use it as a context, at the end, to
+    hear of a failure of the last save; a process that ends without doing so still finishes that save.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Store:
             self._parent = saved.generation
             return saved
 
-        threading.Thread(target=handle.run, args=(write, self.newest), name="checkpoint", daemon=True).start()
+        threading.Thread(target=handle.run, args=(write, self.newest), name="checkpoint").start()
         try:
             if wait:
                 handle.result(self.patience)
