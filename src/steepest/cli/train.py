@@ -64,7 +64,8 @@ def train(
         view = LiveView(console)
 
         def log(step: int, values: Any) -> None:
-            view.update(values)
+            rest = {key: value for key, value in values.items() if key != "stage_step"}
+            view.update({**rest, "step": values["stage_step"]})
 
         try:
             with catching(view.say) as stop:

@@ -211,7 +211,8 @@ class Session:
 
     def _tell_findings(self, stage: Stage, findings: Sequence[Finding]) -> None:
         for finding in findings:
-            self.journal.event("finding", self.attempt, **asdict(finding) | {"step": self.attempt})
+            told = {key: value for key, value in asdict(finding).items() if key != "step"}
+            self.journal.event("finding", self.attempt, **told)
             self.notice(finding)
             if stage.until.warning == finding.indicator and finding.level == "act":
                 stage.place.ended = f"{finding.indicator} {finding.value:.3g}"
