@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from steepest.cli import bench, checkpoint, compare, kernels, optimizers, report, train
+from steepest.cli import bench, checkpoint, compare, doctor, kernels, optimizers, report, train
 from steepest.contract import SteepestError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command()(compare.compare)
 app.command()(train.train)
 app.command()(report.report)
+app.command()(doctor.doctor)
 app.command()(optimizers.optimizers)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
