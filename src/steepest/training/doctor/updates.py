@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from steepest.training.doctor.causes import Cause, counted, listed
+from steepest.training.doctor.causes import Blame, Cause, Level, counted, listed
 from steepest.training.doctor.series import Series
 
 LONG = 1000
@@ -26,6 +26,8 @@ def not_finite(s: Series) -> Cause | None:
     tensors = Counter(str(name) for event in vetoes for name in _names(event))
     share = len(found) / max(1, len(s.rows))
     scaled = s.plan.get("precision") == "fp16"
+    level: Level
+    blame: Blame
     if scaled and share < 0.01:
         level, blame, change = "note", "no", "nothing: a loss scale tries how far it can go"
     else:
@@ -37,8 +39,8 @@ def not_finite(s: Series) -> Cause | None:
         evidence.append(f"the tensors in which it was seen, and how often: {named}")
     return Cause(
         "losses or gradients are not finite",
-        blame,  # type: ignore[arg-type]
-        level,  # type: ignore[arg-type]
+        blame,
+        level,
         tuple(evidence),
         change,
         tuple(found[:100]),
