@@ -146,11 +146,11 @@ def diff(
             (escape(key), *(_short(value, every) for value in pair)) for key, pair in found.facts.items()
         ]
         _table(console, ("fact", "before", "after"), facts, every)
-    moved = len(found.added) + len(found.removed) + len(found.changed)
+    of = found.same + len(found.added) + len(found.removed) + len(found.changed)
     console.print(
-        f"{found.same} tensors are the same, bit by bit; {moved} are not."
+        f"{found.same} of {of} tensors are the same, bit by bit."
         if found
-        else f"no difference: {found.same} tensors and all facts are the same, bit by bit."
+        else f"no difference: {of} tensors and all facts are the same, bit by bit."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import nn
 
 import steepest
 from steepest.cli.app import main
-from steepest.training.checkpoint import FORMATS, Payload, Store
+from steepest.training.checkpoint import FORMATS, Loaded, Payload, Store
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -112,7 +113,7 @@ def test_diff_of_the_same_and_of_two(call: Call, run: Path, tmp_path: Path) -> N
     most, relative = (b - a).abs().max().item(), ((b - a).norm() / a.norm()).item()
     assert code == 0 and ["optimizer/w.weight/m", "changed", f"{most:.3g}", f"{relative:.3g}"] in rows
     assert ["step", "10", "20"] in rows and ["seed", "10", "20"] in rows
-    assert out.splitlines()[-1] == "1 tensors are the same, bit by bit; 4 are not."
+    assert out.splitlines()[-1] == "1 of 5 tensors are the same, bit by bit."
 
 
 def test_diff_tells_what_came_went_and_changed_its_shape(call: Call, tmp_path: Path) -> None:
@@ -145,6 +146,22 @@ def test_convert_to_plain_files(call: Call, run: Path, tmp_path: Path) -> None:
     code, _, err = call("convert", run, "--out", tmp_path / "new", "--to", "torch")
     assert code == 1 and "gen-000020 holds no optimizer state" in err
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name or path.name == "new"] == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("writer failed\nat 0x1")]
+)
+def test_a_conversion_that_cannot_be_written_leaves_nothing(
+    call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(loaded: Loaded, out: Path) -> None:
+        (out / "half").write_text("")
+        raise error
+
+    monkeypatch.setitem(FORMATS, "plain", fail)
+    code, _, err = call("convert", run, "--out", tmp_path / "deep" / "new")
+    assert code == 1 and re.search(r"cannot write .*new \((No space left|writer failed)[^\n]*\); choose", err)
+    assert list((tmp_path / "deep").iterdir()) == []
 
 
 def train(model: nn.Module, optimizer: Any, steps: int, first: int = 0) -> None:

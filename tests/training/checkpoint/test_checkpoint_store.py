@@ -270,8 +270,26 @@ def test_no_memory_for_the_copy_is_a_sentence(tmp_path: Path, monkeypatch: pytes
     store = Store(tmp_path)
     mine = payload(1)
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(SteepestError, match=r"no memory for the copy .*: \[enforce fail\] can't allocate"):
+    with pytest.raises(SteepestError, match=r"cannot be copied to the CPU: \[enforce fail\] can't allocate"):
         store.save(mine, step=1)
+
+
+def test_no_thread_is_a_sentence_and_the_next_save_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "checkpoint":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    start = threading.Thread.start
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(SteepestError, match="step 1 was not saved: can't start new thread"):
+            store.save(payload(1), step=1)
+    store.save(payload(2), step=2, wait=True)
+    assert store.generations() == ["gen-000002"]
 
 
 def test_a_full_disk_is_known_before_anything_is_written(tmp_path: Path) -> None:

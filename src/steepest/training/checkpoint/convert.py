@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch.nn import Parameter
 
 from steepest.contract import SteepestError, unknown
@@ -19,7 +20,6 @@ from steepest.training.checkpoint.store import Loaded
 
 def to_plain(loaded: Loaded, out: Path) -> None:
     """`GROUP.safetensors` for every group, and `facts.json`: readable without this library."""
-    save_file = importlib.import_module("safetensors.torch").save_file
     for group, tensors in loaded.tensors.items():
         save_file(tensors, str(out / f"{group}.safetensors"), metadata={"format": "pt"})
     facts = {"step": loaded.step, **loaded.facts}
@@ -68,10 +68,9 @@ def convert(loaded: Loaded, out: Path, to: str) -> list[Path]:
         beside.mkdir(parents=True)
         FORMATS[to](loaded, beside)
         beside.rename(out)
-    except OSError as error:
-        raise SteepestError(
-            f"cannot write {out} ({error.strerror or error}); choose another --out."
-        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        raise SteepestError(f"cannot write {out} ({why}); choose another --out.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return sorted(out.iterdir())

@@ -63,10 +63,8 @@ def stage(payload: Payload, limit: int = FILE_BYTES) -> Staged:
                 for group, tensors in payload.tensors.items()
             }
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SteepestError(
-            f"there is no memory for the copy that a checkpoint is written from: {reason}"
-        ) from error
+        why = str(error).partition("\n")[0]
+        raise SteepestError(f"the tensors of this checkpoint cannot be copied to the CPU: {why}") from error
     files = {}
     for group, entries in pending.items():
         ready = {
@@ -104,9 +102,9 @@ def _measure(tensor: Tensor) -> tuple[float | None, int]:
     stay well inside its range, which is many times as fast, else in float64."""
     if not tensor.is_floating_point():
         return None, 0
-    if tensor.dtype.itemsize < 4:
-        tensor = tensor.float()
-    norm = torch.linalg.vector_norm(tensor).item()
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch computes nothing in 8 bits
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).item()
     if not 1e-15 < norm < 1e15:
         nonfinite = int(tensor.numel() - torch.isfinite(tensor).sum().item())
         norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()

@@ -110,7 +110,7 @@ class Handle:
 class Store:
     """The checkpoints of a run: `folder` holds generations, and CURRENT names the one to load.
 
-    keep:     how many of the newest good ones remain beside those that are marked; at least 1.
+    keep:     how many of the newest good ones remain, and those that are marked; at least 1.
     verify:   read every save back from the disk before it counts.
     patience: seconds to wait for a save that has not ended, before giving up with a sentence.
     disk:     the operations it is made of.
@@ -145,8 +145,7 @@ class Store:
         """
         self._settle()
         staged = stage(payload)
-        earlier = self.failure()
-        handle = self._last = Handle(step)
+        handle = Handle(step)
 
         def write() -> Saved:
             saved = write_generation(
@@ -162,7 +161,11 @@ class Store:
             self._parent = saved.generation
             return saved
 
-        threading.Thread(target=handle.run, args=(write, self.newest), name="checkpoint").start()
+        try:
+            threading.Thread(target=handle.run, args=(write, self.newest), name="checkpoint").start()
+        except RuntimeError as error:
+            raise SteepestError(f"the checkpoint of step {step} was not saved: {error}.") from error
+        earlier, self._last = self.failure(), handle
         try:
             if wait:
                 handle.result(self.patience)
