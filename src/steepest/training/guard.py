@@ -14,7 +14,7 @@ from steepest.contract import SteepestError
 from steepest.optimizer import Judgement
 from steepest.training.clipping import AdaGC, AdaGCConfig, ZClip, ZClipConfig
 from steepest.training.history import History, Window
-from steepest.training.indicators import RUN, TABLE, Finding, Indicator, Level
+from steepest.training.indicators import RUN, TABLE, Finding, Level, upto
 from steepest.training.stage_config import Frozen
 
 WATCHED = ("loss", "grad_norm", "update_norm")
@@ -28,6 +28,9 @@ class RollbackConfig(Frozen):
     patience: int = Field(default=500, ge=4)
     margin: float = Field(default=0.05, ge=0)
 
+
+LEAST = 1e-6
+"""The shortest a step is made, as a share of itself; what would have to be shorter is beyond help."""
 
 DEFAULTS: dict[str, Any] = {"zclip": {}, "adagc": {}, "rollback": {}, "update_clip": 3.0}
 """What `true` stands for."""
@@ -98,6 +101,8 @@ class Guard:
         self.config, self.step = config, 0
         self.warnings: list[Finding] = []
         self.rollback: Rollback | None = None
+        warn, act = upto(config.warn), upto(config.act)
+        self._limits = {name: replace(TABLE[f"{name}_spike"], warn=warn, act=act) for name in WATCHED}
         self.zclip = ZClip(config.zclip) if config.zclip else None
         self.adagc = AdaGC(config.adagc) if config.adagc else None
         self.recovery = Recovery(config.rollback) if config.rollback else None
@@ -137,7 +142,8 @@ class Guard:
                 return Judgement(commit=False, why=f"the {name} is {value}")
         if self.config.skip:
             for name, value in (("loss", loss), ("grad_norm", norm)):
-                if self._is_far(name, value):
+                found = self._level(name, value)
+                if found is not None and found[0] == "act":
                     sigmas = self.history[name].sigmas(value)
                     return Judgement(commit=False, why=f"spike: {name} {value:.4g} is {sigmas:.1f} sigma up")
         max_norm = self.zclip.limit(norm) if self.zclip is not None else None
@@ -146,7 +152,7 @@ class Guard:
             if not math.isfinite(predicted):
                 return Judgement(commit=False, why=f"the update's norm would be {predicted}")
             limit = self.history["update_norm"].limit(self.config.update_clip)
-            self._rate = min(1.0, limit / predicted) if predicted > 0 else 1.0
+            self._rate = min(1.0, max(limit / predicted, LEAST)) if predicted > 0 else 1.0
         return Judgement(max_norm=max_norm, rate=self._rate)
 
     def observe(
@@ -165,7 +171,7 @@ class Guard:
         seen = dict(zip(WATCHED, (loss, norm, unclipped), strict=True))
         out = {name: found for name, value in seen.items() if (found := self._level(name, value))}
         self.warnings = [
-            self._limits(name).finding(self.step, RUN, self.history[name].sigmas(seen[name]), limit, level)
+            self._limits[name].finding(self.step, RUN, self.history[name].sigmas(seen[name]), limit, level)
             for name, (level, limit) in out.items()
             if self._tell(name, level)
         ]
@@ -189,18 +195,9 @@ class Guard:
     def _ready(self, name: str) -> bool:
         return self.history[name].count >= self.config.minimum
 
-    def _limits(self, name: str) -> Indicator:
-        """The indicator of spikes, with this guard's limits."""
-        own, limits = TABLE[f"{name}_spike"], self.config
-        return replace(own, warn=(-math.inf, limits.warn), act=(-math.inf, limits.act))
-
-    def _is_far(self, name: str, value: float) -> bool:
-        found = self._level(name, value)
-        return found is not None and found[0] == "act"
-
     def _level(self, name: str, value: float) -> tuple[Level, float] | None:
         """How far out a value is, and the limit it crossed, in deviations; None for one that is not."""
-        return self._limits(name).judge(self.history[name].sigmas(value)) if self._ready(name) else None
+        return self._limits[name].judge(self.history[name].sigmas(value)) if self._ready(name) else None
 
     def _tell(self, name: str, level: Level) -> bool:
         """Whether to tell of it: nothing like it has been told within the last window."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from steepest.codecs import stored_name
 from steepest.contract import Live, Rule, SteepestError, expand
 from steepest.optimizer import Optimizer
 from steepest.rules import find_rule
 from steepest.training.history import History, norms
-from steepest.training.indicators import INDICATORS, RUN, TABLE, Finding, Level
+from steepest.training.indicators import INDICATORS, RUN, TABLE, Finding, Indicator, Level
 
 __all__ = ["RUN", "TABLE", "Finding", "Health", "Level", "NoiseScale", "square_norm"]
 
@@ -77,8 +78,8 @@ class Health:
     """Looks at a stage every `every` steps. One object a stage; `state` goes into the checkpoint.
 
     noise: feed it where gradients are accumulated, see `NoiseScale`.
-    early_warning: whether the last look found, for the first time in a while, what comes before trouble with
-    the loss: a checkpoint is worth its time.
+    early_warning: whether this step's look has told of something that comes before trouble with the loss: a
+    checkpoint is worth its time.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -96,7 +97,8 @@ class Health:
         return self.every > 0 and step % self.every == 0
 
     def count(self, *, committed: bool, clipped: bool | None) -> None:
-        """Call it after every step. clipped: None where there is no clipping."""
+        """Call it after every step, before the look. clipped: None where there is no clipping."""
+        self.early_warning = False
         self._outcomes.append("s" if not committed else "-" if clipped is None else "c" if clipped else ".")
 
     def look(
@@ -143,7 +145,9 @@ class Health:
 
     def _median(self, name: str, ratio: float) -> float:
         """Of the last readings; NaN before there are enough."""
-        last = self._ratios[name] = [*self._ratios.get(name, ()), ratio][-MEDIAN:]
+        last = self._ratios.setdefault(name, [])
+        if math.isfinite(ratio):
+            last[:] = [*last, ratio][-MEDIAN:]
         return statistics.median(last) if len(last) == MEDIAN else math.nan
 
     def _of_run(self, facts: Mapping[str, float], batch: float | None) -> Values:
@@ -193,30 +197,34 @@ class Health:
     # ------------------------------------------------------------ judging
 
     def _find(self, step: int, judged: Mapping[str, Values]) -> Iterator[Finding]:
-        """What is out and has not been told: told at the first look, then at the second, the fourth, ..."""
+        """What is out and is news: one finding for each indicator and level, about the worst place."""
         for indicator in INDICATORS:
-            out = self._out.setdefault(indicator.name, {})
             news: dict[Level, list[tuple[float, str, float, float]]] = {}
-            for where, values in judged.items():
-                if indicator.name not in values:
-                    continue
-                value = values[indicator.name]
-                found, (row, told) = indicator.judge(value), out.get(where, (0, 0))
-                if found is None:
-                    if row:
-                        out[where] = [0, told]
-                    continue
-                level, limit = found
-                row += 1
-                if level == "act" or row >= indicator.patience:
-                    told += 1
-                    if told & (told - 1) == 0:
-                        news.setdefault(level, []).append((abs(value - limit), where, value, limit))
-                out[where] = [row, told]
-            for level, rows in news.items():
-                _, where, value, limit = max(rows)
-                more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            for where, value in (
+                (w, own[indicator.name]) for w, own in judged.items() if indicator.name in own
+            ):
+                found = indicator.judge(value)
+                if self._is_news(indicator, where, found) and found is not None:
+                    level, limit = found
+                    news.setdefault(level, []).append((abs(value - limit), where, value, limit))
+            for level, places in news.items():
+                _, where, value, limit = max(places)
+                more = f" and {len(places) - 1} more" if len(places) > 1 else ""
                 yield indicator.finding(step, where + more, value, limit, level)
+
+    def _is_news(self, indicator: Indicator, where: str, found: tuple[Level, float] | None) -> bool:
+        """Keep count of the looks at which a value is out: the first is told of, then the second, the fourth,
+        the eighth, ..., once it has been out long enough."""
+        places = self._out.setdefault(indicator.name, {})
+        row, told = places.get(where, (0, 0))
+        if found is None:
+            if row:
+                places[where] = [0, told]
+            return False
+        counts = found[0] == "act" or row + 1 >= indicator.patience
+        told += counts
+        places[where] = [row + 1, told]
+        return counts and told & (told - 1) == 0
 
     # ------------------------------------------------------------ saving
 
@@ -260,7 +268,7 @@ def measure(row: Mapping[str, float], layer: Layer) -> Values:
     if layer.decay > 0 and update > 0:
         pull = layer.rate * layer.decay * size
         out["decay_share"] = pull / update
-        out["balance"] = 2 * pull * size / (layer.inertia * update * update)
+        out["balance"] = 2 * (pull / update) * (size / (layer.inertia * update))
     return out
 
 
@@ -291,7 +299,7 @@ def _second_moments(
         stored = state.get(name)
         if slot.of != "square" or not slot.average or not isinstance(stored, Tensor):
             continue
-        if stored.is_floating_point() and stored.shape == p.shape:
+        if stored.is_floating_point() and stored_name(name, "scale") not in state:
             yield stored, 1 - getattr(h, slot.average) ** state["step"]
 
 
@@ -303,7 +311,7 @@ def _staleness(moved: Mapping[str, Mapping[str, float]], layers: Mapping[str, La
         return {}
     sums = norms([v for _, v, _ in pairs], 1)
     return {
-        name: moved[name]["grad_norm"] ** 2 * share / total
+        name: moved[name]["grad_norm"] * moved[name]["grad_norm"] * share / total
         for (name, _, share), total in zip(pairs, sums, strict=True)
         if total > 0
     }

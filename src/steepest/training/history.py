@@ -53,9 +53,9 @@ class Window(Spread):
 
     def load(self, state: Sequence[float]) -> None:
         self.values = list(state[-self.size :])
-        self.count = len(self.values)
-        self.mean = math.fsum(self.values) / max(self.count, 1)
-        self.variance = math.fsum((x - self.mean) ** 2 for x in self.values) / max(self.count, 1)
+        self.count = n = len(self.values)
+        self.mean = sum(self.values) / max(n, 1)
+        self.variance = math.dist(self.values, [self.mean] * n) ** 2 / max(n, 1)
 
 
 @dataclass(slots=True)
@@ -90,4 +90,4 @@ def bounded(value: float) -> float:
 def norms(tensors: Sequence[Tensor], order: int = 2) -> list[float]:
     """The norm of every tensor, summed in float32 at least; one synchronization for all of a device."""
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    return torch.stack([n.double() for n in torch._foreach_norm(tensors, order, wide)]).tolist()
+    return torch.stack([n.double() for n in torch._foreach_norm(list(tensors), order, wide)]).tolist()
