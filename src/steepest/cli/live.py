@@ -25,7 +25,19 @@ SECONDS, SHARE = 10.0, 0.05
 SHOWN = 3
 """Findings that stay on the screen."""
 OWN = {
-    *("step", "attempt", "of", "stage", "loss", "validation", "lr", "tokens", "tokens_per_second", "seconds"),
+    *(
+        "step",
+        "attempt",
+        "of",
+        "stage",
+        "stage_step",
+        "loss",
+        "validation",
+        "lr",
+        "tokens",
+        "tokens_per_second",
+        "seconds",
+    ),
     *("step_ms", "memory_mb", "eta_seconds", "clipped", "committed", "layers", "nonfinite", "optimizer_ms"),
     *("grad_norm", "update_norm", "param_norm"),
 }
@@ -109,7 +121,7 @@ class LiveView:
         values = self._values
         if not values:
             return Text("loading", style="dim")
-        step, of = _number(values.get("step")) or 0.0, _number(values.get("of"))
+        step, of = _steps(values)
         head = Table.grid(padding=(0, 2))
         stage = f"[bold]{escape(str(values['stage']))}[/bold]" if values.get("stage") else ""
         share = ProgressBar(total=of or 1.0, completed=min(step, of or 0.0), width=WIDTH)
@@ -143,7 +155,7 @@ class LiveView:
 
     def _print_sometimes(self) -> None:
         values, (stage, at, when) = self._values, self._printed
-        step, of = _number(values.get("step")) or 0.0, _number(values.get("of"))
+        step, of = _steps(values)
         name, now = str(values.get("stage") or ""), self._now()
         due = name != stage or now - when >= SECONDS or (of and step - at >= SHARE * of) or step == of
         if due:
@@ -168,6 +180,11 @@ def sparkline(values: Sequence[float] | deque[float], width: int) -> str:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _steps(values: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Steps done of the stage, and how many it has."""
+    return _number(values.get("stage_step", values.get("step"))) or 0.0, _number(values.get("of"))
 
 
 def _left(values: Mapping[str, Any]) -> str:

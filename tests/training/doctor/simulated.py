@@ -47,7 +47,7 @@ def healthy(steps: int = STEPS, seed: int = 0, schedule: str = "cosine", **optio
     return rows
 
 
-LAYER = {"update_ratio": 1e-3, "balance": 1.1, "lost": 0.0, "grad_norm": 0.2, "dead": 0.0}
+LAYER = {"update_ratio": 1e-2, "decay_share": 0.2, "balance": 1.1, "lost": 0.0, "grad_norm": 0.2, "dead": 0.0}
 
 
 def policy(steps: int = 200, seed: int = 0) -> Rows:

@@ -7,6 +7,8 @@ import numpy as np
 from steepest.training.doctor.causes import Cause, counted, listed
 from steepest.training.doctor.series import Column, Series, noise, smooth
 
+LONG_MS = 30_000.0
+"""Milliseconds of training below which its speed is not worth a word."""
 SIDE = 16
 """Rows on either side of a border that are compared."""
 
@@ -14,7 +16,7 @@ SIDE = 16
 def throughput(s: Series) -> Cause | None:
     """Steps that take longer and longer, or stalls between ordinary ones: time, not loss."""
     times = s.get("step_ms")
-    if len(times) < 50 or times.values.min() <= 0:
+    if len(times) < 50 or times.values.sum() < LONG_MS:
         return None
     trend = smooth(times.values, len(times) // 10)
     best, end = float(trend.min()), float(trend[-1])

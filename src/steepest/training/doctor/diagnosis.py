@@ -95,7 +95,8 @@ def examine(series: Series, looked: dict[str, str], missing: dict[str, str]) -> 
     for rule in RULES:
         absent = [key for key in rule.needs if not _has(series, key)]
         if absent:
-            missing[rule.name] = absent[0]
+            if not (series.is_policy and absent[0] == "loss"):  # it has one, of which nothing follows
+                missing[rule.name] = absent[0]
             continue
         looked[rule.name] = rule.looks
         with np.errstate(all="ignore"):

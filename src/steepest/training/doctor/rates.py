@@ -22,13 +22,13 @@ def too_high(s: Series) -> Cause | None:
     loss = s.loss.between(first, last)
     if len(loss) < ENOUGH:
         return None
-    rise, large = _rise(s, loss), _large(s)
-    signs = [rise, _stall(s, loss), _swing(s, loss), large, _grown(s), _growth(s, first, last)]
+    rise, grown = _rise(s, loss), _grown(s)
+    signs = [rise, _stall(s, loss), _swing(s, loss), _large(s), grown, _growth(s, first, last)]
     signs = [sign for sign in signs if sign]
     blind = not len(s.ratio) and bool(signs)
     if len(signs) < 2 and not rise and not blind:
         return None
-    sure = len(signs) > 2 or (bool(rise) and len(signs) == 2)
+    sure = len(signs) > 2 or (bool(rise) and len(signs) == 2) or bool(grown and _ratio(s) > 1.5e-2)
     return Cause(
         "the learning rate is too high",
         "yes" if sure else "perhaps",
@@ -58,7 +58,7 @@ def _rise(s: Series, loss: Column) -> str:
 def _stall(s: Series, loss: Column) -> str:
     """The loss stands still at high rates and falls when they decay. Updates of an ordinary size are no
     reason for that."""
-    if len(s.ratio) and float(np.median(s.ratio.between(*s.high).values)) < 5e-3:
+    if len(s.ratio) and _ratio(s) < 5e-3:
         return ""
     start, middle = float(np.median(loss.part(0, 0.1))), float(np.median(loss.part(0.45, 0.55)))
     end = float(np.median(s.loss.part(0.95, 1)))
@@ -102,11 +102,18 @@ def _growth(s: Series, first: int, last: int) -> str:
 
 def _large(s: Series) -> str:
     """Updates above a hundredth of the weights."""
+    ratio = _ratio(s)
+    return (
+        f"a step moves the weights by {ratio:.1%} of their norm; 0.01% to 0.3% is usual"
+        if ratio > 1e-2
+        else ""
+    )
+
+
+def _ratio(s: Series) -> float:
+    """What part of the weights a step moves at high rates; 0 if it is not known."""
     ratio = s.ratio.between(*s.high)
-    middle = float(np.median(ratio.values)) if len(ratio) else 0.0
-    if middle <= 1e-2:
-        return ""
-    return f"a step moves the weights by {middle:.1%} of their norm; 0.01% to 0.3% is usual"
+    return float(np.median(ratio.values)) if len(ratio) else 0.0
 
 
 def too_low(s: Series) -> Cause | None:
@@ -127,13 +134,13 @@ def too_low(s: Series) -> Cause | None:
     moved = first + second > max(8 * calm, 0.01 * abs(ends[0]))
     # A rate that is too high also stands and falls in a line, but after a steep fall at the very start.
     early = float(np.median(s.loss.part(0, 0.01))) - ends[0]
-    straight = moved and early < 0.5 * (first + second) and second > (0.5 if path < 0.1 else 0.75) * first > 0
+    straight = moved and early < 0.5 * (first + second) and second > (0.3 if path < 0.1 else 0.75) * first > 0
     still = not moved and ratio is not None and ratio < 1e-5
     if not straight and not still:
         return None
     evidence = [
-        f"after warm-up the loss fell by {first:.3g} in the first half of the learning and by {second:.3g} "
-        "in the second: it has not begun to level off"
+        f"after warm-up the loss fell by {first:.3g} in the first half of the learning and still by "
+        f"{second:.3g} in the second, with no steep fall before"
         if straight
         else f"the loss moved by {first + second:.2g} from {ends[0]:.3g}, in steps {loss.steps[0]:,} to "
         f"{loss.steps[-1]:,}"

@@ -147,7 +147,7 @@ class Series:
     @cached_property
     def planned(self) -> int | None:
         """The last step that the stage was to have, if that is known."""
-        steps = self.plan.get("steps")
+        steps = self.plan.get("steps") or (self.rows[-1].get("of") if self.rows else None)
         return self.start + int(steps) if is_finite(steps) and steps > 0 else None
 
     @cached_property
@@ -169,11 +169,14 @@ class Series:
         return self.warm, int(self.lr.steps[np.flatnonzero(self.lr.values >= 0.5 * self.peak)[-1]])
 
     def layers(self, key: str) -> dict[str, tuple[int, float]]:
-        """Layer to (step, value) of its latest finite value of an indicator."""
+        """Layer to (step, value) of its latest finite value of an indicator, while the rate is a tenth of its
+        peak at least: below, updates say nothing."""
         found: dict[str, tuple[int, float]] = {}
         for row in self.rows:
-            layers = row.get("layers")
-            for name, values in layers.items() if isinstance(layers, Mapping) else ():
+            layers, rate = row.get("layers"), row.get("lr")
+            if not isinstance(layers, Mapping) or (is_finite(rate) and rate < 0.1 * self.peak):
+                continue
+            for name, values in layers.items():
                 if isinstance(values, Mapping) and is_finite(value := values.get(key)):
                     found[str(name)] = row["step"], float(value)
         return found

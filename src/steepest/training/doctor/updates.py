@@ -17,7 +17,7 @@ LONG = 1000
 
 def not_finite(s: Series) -> Cause | None:
     """Steps whose loss or gradients were not finite, and steps that were vetoed for it."""
-    steps = {int(row["step"]) for row in s.rows if row.get("nonfinite") or _is_nan(row)}
+    steps = {int(row["step"]) for row in s.rows if _is_nan(row)}
     vetoes = [event for event in s.events if "finite" in str(event.get("why", event.get("reason", "")))]
     steps |= {int(event["step"]) for event in vetoes}
     if not steps:
@@ -48,8 +48,11 @@ def not_finite(s: Series) -> Cause | None:
 
 
 def _is_nan(row: Mapping[str, object]) -> bool:
-    values = (row.get(key) for key in ("loss", "grad_norm"))
-    return any(isinstance(value, float) and not math.isfinite(value) for value in values)
+    """Of one of the numbers that every step has; the journal writes null, and says of which keys."""
+    said = row.get("nonfinite")
+    named = said if isinstance(said, (list, tuple)) else ()
+    values = {key: row.get(key) for key in ("loss", "grad_norm", "update_norm")}
+    return any(key in named or (isinstance(x, float) and not math.isfinite(x)) for key, x in values.items())
 
 
 def _names(event: Mapping[str, object]) -> list[object]:
@@ -69,7 +72,7 @@ def clipping(s: Series) -> Cause | None:
         return Cause(
             "the clip threshold is low: clipping has become part of the learning rate",
             "perhaps",
-            "warn" if rate > 0.95 else "note",
+            "note",
             (
                 f"{rate:.0%} of the steps from {int(clipped.steps[0]):,} on were clipped"
                 + (f"; nine in ten gradient norms are below {usual:.3g}" if usual is not None else ""),
@@ -89,8 +92,16 @@ def clipping(s: Series) -> Cause | None:
 
 
 def balance(s: Series) -> Cause | None:
-    """Weight decay against the updates, layer by layer: 1 is where the norm of the weights stays."""
-    layers = s.layers("balance")
+    """Weight decay against the updates, layer by layer: 1 is where the norm of the weights stays. It takes
+    two half-lives of the squared norm, ln 2 / (lr decay) steps, until that says anything."""
+    share, ratio = s.layers("decay_share"), s.layers("update_ratio")
+    layers = {
+        name: (step, value)
+        for name, (step, value) in s.layers("balance").items()
+        if name in share
+        and name in ratio
+        and (s.last - s.start) * share[name][1] * ratio[name][1] > math.log(2)
+    }
     off = {name: value for name, (_, value) in layers.items() if not 0.5 <= value <= 2}
     if not off or 2 * len(off) < len(layers):
         return None
