@@ -32,7 +32,8 @@ app.add_typer(kernels.app, name="kernels")
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 an error in one sentence, 2 a wrong command, 128 + n ended by
+    signal n (`training.Stopped`; 130 interrupted, 143 terminated)."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar is enough
     try:
         app()

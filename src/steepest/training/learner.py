@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.data import seed_for
-from steepest.optimizer import Optimizer
+from steepest.optimizer import Judgement, Optimizer
 from steepest.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Batch = Any
 """What an objective takes: token ids, or a mapping of tensors."""
+
+Judge = Callable[[float], Judgement]
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Any]]]
 
@@ -42,9 +45,17 @@ class Update:
     seconds: tuple[float, float]
 
 
+SHOWN = 16
+"""Tensors of which the next step's size is foreseen, where that is asked for."""
+
+
 class Learner:
     """A model with what trains it. Dropout's noise is a function of the seed and the attempt, so there is
-    no generator to save."""
+    no generator to save.
+
+    foresees: whether the size of the next step is asked for before it is taken; `foreseen` has it then, by
+    the names of some tensors.
+    """
 
     def __init__(
         self,
@@ -58,6 +69,7 @@ class Learner:
     ) -> None:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.seed, self.precision, self.guard = seed, precision, guard
+        self.foresees, self.foreseen = False, dict[str, float]()
 
     def update(self, micro: Sequence[Batch], attempt: int) -> Update:
         """One step on these micro-batches, which together equal one batch: losses count by their weight.
@@ -71,16 +83,20 @@ class Learner:
         parts = [self._backward(batch, f"{attempt}/{i}", len(micro) > 1) for i, batch in enumerate(micro)]
         middle = time.perf_counter()
         loss, facts, weight = _mean(parts)
-        self._judge(loss)
         scale = self.precision.scale.value if self.precision.scale else 1.0
-        optimizer.grad_scale = self._tensor(scale * (weight if len(micro) > 1 else 1.0))
-        optimizer.found_inf = self._tensor(~torch.isfinite(loss))
+        scale *= weight if len(micro) > 1 else 1.0
         before = optimizer.committed
+        # Tensors, and the loss is read after the step: an optimizer on a GPU decides without the host.
+        optimizer.grad_scale = None if scale == 1.0 else torch.tensor(scale, device=self.precision.device)
+        optimizer.found_inf = (~torch.isfinite(loss)).float()
+        optimizer.judge = self._judge(loss, scale)
         try:
+            if self.foresees:
+                self._foresee()
             optimizer.step()
         finally:
             optimizer.zero_grad()
-            optimizer.grad_scale = optimizer.found_inf = None
+            optimizer.grad_scale = optimizer.found_inf = optimizer.judge = None
         value = float(loss)
         end = time.perf_counter()
         committed = optimizer.committed > before
@@ -94,7 +110,7 @@ class Learner:
             committed,
             verdict.norm,
             rate,
-            verdict.why,
+            verdict.why and _why(verdict.why, [float(part[0]) for part in parts]),
             (end - start, end - middle),
         )
 
@@ -110,22 +126,39 @@ class Learner:
         named = {name: x for name, x in facts.items() if name not in ("tokens", "weight")}
         return loss.detach(), named, weight, int(facts["tokens"])
 
-    def _judge(self, loss: Tensor) -> None:
-        """Ask the guard about this step, once the optimizer knows the gradients' norm."""
-        if self.guard is None or not self.guard.judges:
-            return
-        guard, value = self.guard, float(loss)
-        guard.prepare(self.named_gradients())
-        self.optimizer.judge = lambda norm: guard.judge(value, norm)
+    def _judge(self, loss: Tensor, scale: float) -> Judge | None:
+        """What the guard is going to say of this step, asked with the gradients' norm; None if nothing.
 
-    def named_gradients(self) -> Iterable[tuple[str, Tensor]]:
+        scale: what the gradients are still to be divided by.
+        """
+        guard, optimizer = self.guard, self.optimizer
+        if guard is None or not guard.judges:
+            return None
+        guard.prepare(self.named_gradients(), scale)
+        value = float(loss)
+        return lambda norm: guard.judge(value, norm, lambda: _size(optimizer.preview()))
+
+    def _foresee(self) -> None:
+        sample = SHOWN / max(len(self.named_gradients()), SHOWN)
+        moved = self.optimizer.preview(sample, seed=self.seed)
+        self.foresees, self.foreseen = False, {name: row["update_norm"] for name, row in moved.items()}
+
+    def named_gradients(self) -> list[tuple[str, Tensor]]:
         return [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
 
-    def _tensor(self, value: Any) -> Tensor | None:
-        """A number for the optimizer, on the device; None for the one that changes nothing."""
-        if isinstance(value, Tensor):
-            return value.float()
-        return None if value == 1.0 else torch.tensor(value, device=self.precision.device)
+
+def _size(moved: Mapping[str, Mapping[str, float]]) -> float:
+    """The norm of a whole update, from those of its tensors."""
+    return math.hypot(*(row["update_norm"] for row in moved.values()))
+
+
+def _why(why: str, losses: Sequence[float]) -> str:
+    """The reason of a veto; a loss that is not finite is the reason of whatever else is not."""
+    bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+    if not bad:
+        return why
+    where = f" in micro-batch {bad[0] + 1} of {len(losses)}" if len(losses) > 1 else ""
+    return f"the loss is {losses[bad[0]]}{where}"
 
 
 def _mean(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -18,8 +19,10 @@ from steepest.training.config import RunConfig
 from steepest.training.curve import Curve, Diverged, Progress, Trained
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal
-from steepest.training.learner import Update
+from steepest.training.learner import Learner, Update
 from steepest.training.loop import Place, Stage, train
+from steepest.training.metrics import measured
+from steepest.training.saved_run import FREE, broken, changes, ledger_of
 from steepest.training.signals import Stop
 from steepest.training.stages import Builder, Built
 
@@ -85,8 +88,10 @@ class Session:
         self.results: list[StageResult] = []
         self.skip: dict[str, list[int]] = {}
         self.rollbacks = 0
+        self.vetoed: dict[str, list[int]] = {}
         self.index = 0
         self.attempt = 0
+        self._ending = ""
         self.built: Built | None = None
         self._saved_at, self._saved_step, self._warned = time.monotonic(), 0, False
 
@@ -113,15 +118,16 @@ class Session:
         for reason in found.skipped:
             self.tell(f"a damaged generation was passed over: {reason}")
             self.journal.event("damaged", found.step, reason=reason)
-        if found.nonfinite:
+        if bad := broken(found):
             raise SteepestError(
-                f"{found.generation} holds numbers that are not finite in {', '.join(found.nonfinite[:3])}; "
+                f"{found.generation} holds numbers that are not finite in {', '.join(bad[:3])}; "
                 "go back to an earlier generation (`steepest checkpoint verify` lists them)."
             )
         self.restore(found)
         self.journal.trim(self.attempt)
         self.journal.event("resume", self.attempt, generation=found.generation, process=os.getpid())
-        self.tell(f"continued from {found.generation}")
+        over = self.index == len(self.plan)
+        self.tell("this run is finished" if over else f"continued from {found.generation}")
 
     def _train_stage(self) -> None:
         if self.built is None:
@@ -129,6 +135,7 @@ class Session:
             self._border(self.built)
         built, stage = self.built, self.built.stage
         stage.place.attempt = self.attempt
+        stage.learner.foresees = built.crossed and stage.place.step == 0
         stage.skip = frozenset(self.skip.get(built.source.key, ()))
         result = StageResult(stage.name, built.config.objective_name, built.source.unit, stage.curves)
         try:
@@ -147,19 +154,18 @@ class Session:
 
     def _border(self, built: Built) -> None:
         """A stage begins: what crossed the border is told, and a generation kept."""
-        carried = built.carried
         self.journal.event(
             "stage",
             self.attempt,
             name=built.stage.name,
             objective=built.config.objective_name,
             routing=built.optimizer.routing_digest(),
-            carried=carried.to_json() if carried else None,
+            carried=built.carried,
         )
         if self.index:
             self.tell(f"stage {built.stage.name}: {built.config.objective_name}")
-        if carried is not None:
-            self.tell(str(carried).splitlines()[0])
+        if built.words:
+            self.tell(built.words.splitlines()[0])
         self.save("border", keep=self.index > 0)
 
     def _close(self) -> None:
@@ -183,14 +189,16 @@ class Session:
         assert self.built is not None
         built, optimizer, guard = self.built, stage.learner.optimizer, stage.learner.guard
         self.attempt = stage.place.attempt
-        values = self._values(stage, update)
+        values = measured(stage, update)
         findings: list[Finding] = []
         if guard is not None:
             guard.observe(update.loss, update.norm, values.get("update_norm"), update.committed, self.attempt)
             findings += guard.warnings
         if not update.committed:
-            verdict = optimizer.last_verdict
-            self.journal.event("veto", self.attempt, why=update.why, culprits=list(verdict.culprits))
+            self.vetoed.setdefault(built.source.key, []).append(stage.place.position)
+            self._tell_veto(update, optimizer.last_verdict.culprits)
+        if stage.learner.foreseen:
+            self._tell_first_step(stage.learner)
         health = built.health
         if health is not None:
             health.count(committed=update.committed, clipped=values["clipped"])
@@ -209,53 +217,52 @@ class Session:
         if guard is not None and guard.rollback is not None:
             raise _RollBack(stage.place.position, guard.rollback.spike)
 
+    def _tell_veto(self, update: Update, culprits: Sequence[str]) -> None:
+        """A step was not taken; nothing has moved but the position in the data."""
+        shown = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if len(culprits) > 3 else "")
+        self.journal.event("veto", self.attempt, why=update.why, culprits=list(culprits))
+        self.tell(f"step {self.attempt} was not taken: {update.why}{f' in {shown}' if shown else ''}")
+
+    def _tell_first_step(self, learner: Learner) -> None:
+        """The first step after a border that state has crossed: how far it was to move, and did."""
+        foreseen, learner.foreseen = learner.foreseen, {}
+        told = learner.optimizer.telemetry() if learner.optimizer.observes else {}
+        moved = {name: told[name]["update_norm"] for name in foreseen if name in told}
+        self.journal.event("first_step", self.attempt, foreseen=foreseen, moved=moved)
+        sizes = f"{math.hypot(*foreseen.values()):.4g} foreseen"
+        sizes += f", {math.hypot(*moved.values()):.4g} moved" if moved else ""
+        self.tell(f"first step after the border, over {len(foreseen)} tensors: {sizes}")
+
     def _tell_findings(self, stage: Stage, findings: Sequence[Finding]) -> None:
         for finding in findings:
             told = {key: value for key, value in asdict(finding).items() if key != "step"}
             self.journal.event("finding", self.attempt, **told)
             self.notice(finding)
             if stage.until.warning == finding.indicator and finding.level == "act":
-                stage.place.ended = f"{finding.indicator} {finding.value:.3g}"
-
-    def _values(self, stage: Stage, update: Update) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        place, optimizer = stage.place, stage.learner.optimizer
-        limit = optimizer.max_grad_norm
-        values: dict[str, Any] = {
-            "step": self.attempt,
-            "attempt": self.attempt,
-            "committed": update.committed,
-            "stage": stage.name,
-            "stage_step": place.step,
-            "of": stage.steps,
-            "loss": update.loss,
-            "lr": update.rate,
-            "grad_norm": update.norm,
-            "clipped": None if limit is None else update.norm > limit,
-            "tokens": place.tokens,
-            "seconds": round(place.seconds, 4),
-            "tokens_per_second": round(place.tokens / place.seconds, 1),
-            "step_ms": round(update.seconds[0] * 1e3, 3),
-            "eta_seconds": round(place.seconds / place.step * (stage.steps - place.step), 1),
-            **update.facts,
-        }
-        if optimizer.observes and update.committed:
-            values |= optimizer.norms()
-        if stage.curves[1].step[-1] == place.step:
-            values["validation"] = place.last
-        return values
+                self._ending = f"{finding.indicator} {finding.value:.3g}"
 
     def _between(self, stage: Stage) -> None:
-        """Where nothing is half done: a generation is written if it is time, and a signal is obeyed."""
+        """Where nothing is half done: a warning may end the stage, a generation is written if it is time, and
+        a signal is obeyed."""
+        stage.place.ended, self._ending = stage.place.ended or self._ending, ""
         if self.stop.asked is not None:
-            self.save("signal", wait=True)
+            if self.save("signal", wait=True):
+                self.tell(f"saved at step {self.attempt}; the same command goes on from here")
             self._close()
             self.stop.check()
         every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
         late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         due = every is not None and stage.place.step // every > self._saved_step // every
+        if self._suspect(stage):
+            return
         if self._warned or late or due or self._before_peak(stage):
             self.save("warning" if self._warned else "time")
+
+    def _suspect(self, stage: Stage) -> bool:
+        """Whether the guard waits to see if a spike heals: what it may go back to is not pushed out."""
+        guard = stage.learner.guard
+        recovery = guard.recovery if guard else None
+        return recovery is not None and recovery.spike is not None
 
     def _before_peak(self, stage: Stage) -> bool:
         """A clean state from before the highest rate is worth having: spikes come there."""
@@ -264,18 +271,21 @@ class Session:
 
     # ------------------------------------------------------------ generations
 
-    def save(self, why: str, *, keep: bool = False, wait: bool = False) -> None:
-        """Write a generation; one that cannot be written is told of, and training goes on."""
+    def save(self, why: str, *, keep: bool = False, wait: bool = False) -> bool:
+        """Write a generation, and whether that went well; one that cannot be written is told of, and
+        training goes on."""
         place = self.built.stage.place if self.built else Place()
         self._saved_at, self._saved_step, self._warned = time.monotonic(), place.step, False
         wait = wait or not self.config.checkpoint.background
         try:
             payload = Payload(tensors=self.builder.tensors(self.built), facts=self._facts())
             self.store.save(payload, step=self.attempt, keep=keep, wait=wait)
-            self.journal.event("checkpoint", self.attempt, why=why)
         except SteepestError as error:
             self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
             self.tell(f"no generation was written: {error}")
+            return False
+        self.journal.event("checkpoint", self.attempt, why=why)
+        return True
 
     def _facts(self) -> dict[str, Any]:
         """All numbers of the run."""
@@ -285,10 +295,22 @@ class Session:
             "index": self.index,
             "attempt": self.attempt,
             "skip": self.skip,
+            "vetoed": self.vetoed,
+            "ledger": self.ledger(),
             "rollbacks": self.rollbacks,
             "results": [result.record() for result in self.results],
             "built": self.built.facts() if self.built else None,
             "builder": self.builder.facts(),
+        }
+
+    def ledger(self) -> dict[str, Any]:
+        """What has been read of every source, in positions (a step's batch, or a round's prompts), as ranges
+        [first, last]: trained on, passed over after a rollback, read in steps that were not taken."""
+        read = dict(self.builder.positions)
+        if self.built is not None:
+            read[self.built.source.key] = self.built.stage.place.position
+        return {
+            key: ledger_of(n, self.skip.get(key, ()), self.vetoed.get(key, ())) for key, n in read.items()
         }
 
     def restore(self, found: Loaded) -> None:
@@ -297,6 +319,7 @@ class Session:
         self._check(facts)
         self.index, self.attempt = facts["index"], facts["attempt"]
         self.skip = {key: list(value) for key, value in facts["skip"].items()}
+        self.vetoed = {key: list(value) for key, value in facts["vetoed"].items()}
         self.rollbacks = max(self.rollbacks, facts["rollbacks"])
         self.results = [_result(record) for record in facts["results"]]
         self.built = self.builder.restore(self.index, found.tensors, facts["builder"], facts["built"])
@@ -304,15 +327,15 @@ class Session:
 
     def _check(self, facts: Mapping[str, Any]) -> None:
         """A run is continued as it was written down; what may differ is when it is saved and looked at."""
-        if facts["digest"] == self._digest():
-            return
-        then, now = facts["config"], self.config.model_dump(mode="json")
-        changed = [key for key in now if key not in FREE and then.get(key) != now[key]]
-        shown = "; ".join(f"{key}: {json.dumps(then.get(key))} -> {json.dumps(now[key])}" for key in changed)
-        raise SteepestError(
-            f"{self.folder} holds a run of another config ({shown}); give another --out, or continue it with "
-            "its own config.yaml."
-        )
+        found = changes(facts["config"], self.config.model_dump(mode="json"))
+        if refused := [words for key, words in found if key.partition(".")[0] not in FREE]:
+            raise SteepestError(
+                f"{self.folder} holds a run of another config ({'; '.join(refused)}); give another --out, or "
+                "continue it with its own config."
+            )
+        for _, words in found:
+            self.journal.event("config", facts["attempt"], changed=words)
+            self.tell(f"continued with another {words}")
 
     def _digest(self) -> str:
         own = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in FREE}
@@ -337,24 +360,20 @@ class Session:
             "rollback", self.attempt, generation=found.generation, skipped=[first, asked.position]
         )
         self.tell(f"rolled back to step {self.attempt}; batches {first} to {asked.position} are skipped")
+        self.save("rollback")
 
     def _before(self, spike: int) -> Loaded:
-        """The newest good generation from before a spike."""
-        self.store.load()
-        for name in reversed(self.store.generations()):
-            try:
-                found = self.store.load(name)
-            except SteepestError:
-                continue
-            if found.step < spike and found.facts["index"] == self.index and found.facts["built"]:
-                return found
-        raise SteepestError(
-            "there is no generation from before the spike to go back to; save more often (checkpoint.every)."
-        )
-
-
-FREE = ("checkpoint", "health", "threads")
-"""Keys of a config that may change when a run is continued: they move no number of it."""
+        """The newest generation from before a spike that this run stands on; what an earlier rollback has
+        given up is not among them."""
+        found = self.store.load()
+        while found.step >= spike or found.facts["index"] != self.index or found.facts["built"] is None:
+            if found.manifest.parent not in self.store.generations() or found.facts["index"] < self.index:
+                raise SteepestError(
+                    f"the loss did not come down again after step {spike}, and there is no generation of "
+                    "this stage from before it to go back to; save more often (checkpoint.every)."
+                )
+            found = self.store.load(found.manifest.parent)
+        return found
 
 
 class _RollBack(Exception):

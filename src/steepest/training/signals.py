@@ -12,12 +12,16 @@ from types import FrameType
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """A signal has stopped the run; everything is saved. `signal` is its number."""
+class Stopped(SystemExit):
+    """A signal has ended the run. `signal` is its number; left alone it ends the process with the exit status
+    that shells give for the signal itself, 128 + n."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__(128 + number)
         self.signal = number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signal).name}"
 
 
 class Stop:

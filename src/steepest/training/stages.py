@@ -16,7 +16,7 @@ from steepest.contract import SteepestError
 from steepest.data import seed_for
 from steepest.models import RewardModel, ValuedModel, build_model, compile_model, recompute
 from steepest.objectives import OBJECTIVES, Objective, get_objective
-from steepest.optimizer import Carried, Optimizer, carry
+from steepest.optimizer import Optimizer, carry
 from steepest.training.config import RunConfig
 from steepest.training.controls import Controls
 from steepest.training.curve import Curve
@@ -40,7 +40,8 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 @dataclass
 class Built:
     """A stage and what it stands on. reference: the policy as it was when the stage began, where its
-    objective asks for it.  carried: what became of the optimizer's state at the border."""
+    objective asks for it.  carried: what became of the optimizer's state at the border, as JSON; words: the
+    same for people."""
 
     config: StageConfig
     stage: Stage
@@ -48,7 +49,8 @@ class Built:
     reference: nn.Module | None = None
     health: Health | None = None
     controls: Controls | None = None
-    carried: Carried | None = None
+    carried: Mapping[str, Any] | None = None
+    words: str = ""
 
     def control(self, update: Update, findings: Sequence[Finding]) -> str:
         """Let the controllers look at a step; what they changed, in words."""
@@ -61,6 +63,11 @@ class Built:
     @property
     def optimizer(self) -> Optimizer:
         return self.stage.learner.optimizer
+
+    @property
+    def crossed(self) -> bool:
+        """Whether state of the stage before goes on in this one."""
+        return any(row["old_rule"] is not None for row in (self.carried or {}).get("rows", ()))
 
     @property
     def warmup(self) -> int:
@@ -87,13 +94,15 @@ class Built:
             "precision": learner.precision.state(),
             "health": self.health.state() if self.health else None,
             "controls": self.controls.state() if self.controls else None,
-            "carried": self.carried.to_json() if self.carried else None,
+            "carried": self.carried,
         }
 
     def load(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         """Become what was saved; a mismatch raises before anything is changed."""
         learner = self.stage.learner
         load_weights(self.model, tensors["model"])
+        if self.controls is not None and facts["controls"] is not None:
+            self.controls.load(facts["controls"])  # first: the optimizer asks its schedules for the next rate
         self.optimizer.import_state(tensors["optimizer"], facts["optimizer"])
         if self.reference is not None:
             load_weights(self.reference, tensors["reference"])
@@ -105,9 +114,8 @@ class Built:
             learner.guard.load(facts["guard"])
         if self.health is not None and facts["health"] is not None:
             self.health.load(facts["health"])
-        if self.controls is not None and facts["controls"] is not None:
-            self.controls.load(facts["controls"])
         learner.precision.load(facts["precision"])
+        self.carried = facts["carried"]
 
 
 @dataclass
@@ -145,7 +153,8 @@ class Builder:
         stage = self.plan[index]
         built.stage.place.position = self.positions.get(built.source.key, 0)
         if self.previous is not None and not is_apart(stage):
-            built.carried = carry(self.previous, built.optimizer, stage.moments)
+            carried = carry(self.previous, built.optimizer, stage.moments)
+            built.carried, built.words = carried.to_json(), str(carried)
         if built.reference is not None:
             load_weights(built.reference, weights(_policy_in(built.model)))
         built.source.prepare(built.model)
