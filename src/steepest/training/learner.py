@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +84,10 @@ class Learner:
         parts = [self._backward(batch, f"{attempt}/{i}", len(micro) > 1) for i, batch in enumerate(micro)]
         middle = time.perf_counter()
         loss, facts, weight = _mean(parts)
-        scale = self.precision.scale.value if self.precision.scale else 1.0
-        scale *= weight if len(micro) > 1 else 1.0
+        scale = self._scale(weight if len(micro) > 1 else 1.0)
         before = optimizer.committed
         # Tensors, and the loss is read after the step: an optimizer on a GPU decides without the host.
-        optimizer.grad_scale = None if scale == 1.0 else torch.tensor(scale, device=self.precision.device)
+        optimizer.grad_scale = self._tensor(scale)
         optimizer.found_inf = (~torch.isfinite(loss)).float()
         optimizer.judge = self._judge(loss, scale)
         try:
@@ -113,6 +113,25 @@ class Learner:
             verdict.why and _why(verdict.why, [float(part[0]) for part in parts]),
             (end - start, end - middle),
         )
+
+    @contextmanager
+    def looking(self, micro: Sequence[Batch]) -> Iterator[None]:
+        """Gradients of these micro-batches as a step would see them; nothing is left of them afterwards."""
+        parts = [self._backward(batch, f"look/{i}", len(micro) > 1) for i, batch in enumerate(micro)]
+        self.optimizer.grad_scale = self._tensor(self._scale(_mean(parts)[2] if len(micro) > 1 else 1.0))
+        try:
+            yield
+        finally:
+            self.optimizer.zero_grad()
+            self.optimizer.grad_scale = None
+
+    def _scale(self, weight: float) -> float:
+        """What gradients of losses that were multiplied by these weights are to be divided by."""
+        return weight * (self.precision.scale.value if self.precision.scale else 1.0)
+
+    def _tensor(self, scale: float) -> Tensor | None:
+        """A scale for the optimizer, on the device; None for the one that changes nothing."""
+        return None if scale == 1.0 else torch.tensor(scale, device=self.precision.device)
 
     def _backward(
         self, batch: Batch, place: str, weighted: bool

@@ -9,55 +9,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from steepest.contract import SteepestError
 from steepest.training.checkpoint import Loaded, Payload, Store
 from steepest.training.config import RunConfig
-from steepest.training.curve import Curve, Diverged, Progress, Trained
+from steepest.training.curve import Diverged, Progress
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal
 from steepest.training.learner import Learner, Update
 from steepest.training.loop import Place, Stage, train
 from steepest.training.metrics import measured
+from steepest.training.result import StageResult
 from steepest.training.saved_run import FREE, broken, changes, ledger_of
 from steepest.training.signals import Stop
 from steepest.training.stages import Builder, Built
 
 ROLLBACKS = 3
 """Rollbacks of one run before it is given up: more would change what it is trained on without saying so."""
-
-
-@dataclass
-class StageResult:
-    """A stage that is over. reason: why it diverged, if it did.  ended: what ended it before its last step.
-    unit: of its validation."""
-
-    name: str
-    objective: str
-    unit: str
-    curves: tuple[Curve, Curve]
-    steps: int = 0
-    seconds: float = 0.0
-    trained: Trained | None = None
-    reason: str | None = None
-    ended: str = ""
-
-    def record(self) -> dict[str, Any]:
-        curve, validation = map(asdict, self.curves)
-        return {
-            "name": self.name,
-            "objective": self.objective,
-            "unit": self.unit,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "ended": self.ended,
-            "reason": self.reason,
-            "curve": curve,
-            "validation": validation,
-        }
 
 
 class Session:
@@ -166,7 +137,10 @@ class Session:
             self.tell(f"stage {built.stage.name}: {built.config.objective_name}")
         if built.words:
             self.tell(built.words.splitlines()[0])
-        self.save("border", keep=self.index > 0)
+        stops = self.stop.asked is not None
+        saved = self.save("border", keep=self.index > 0, wait=stops)
+        if stops:
+            self._obey(saved)
 
     def _close(self) -> None:
         """Let the last generation reach the disk."""
@@ -245,11 +219,10 @@ class Session:
         """Where nothing is half done: a warning may end the stage, a generation is written if it is time, and
         a signal is obeyed."""
         stage.place.ended, self._ending = stage.place.ended or self._ending, ""
+        if stage.place.ended or stage.place.step >= stage.steps:
+            return  # a stage that is over is saved where the next one begins
         if self.stop.asked is not None:
-            if self.save("signal", wait=True):
-                self.tell(f"saved at step {self.attempt}; the same command goes on from here")
-            self._close()
-            self.stop.check()
+            self._obey(self.save("signal", wait=True))
         every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
         late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         due = every is not None and stage.place.step // every > self._saved_step // every
@@ -257,6 +230,13 @@ class Session:
             return
         if self._warned or late or due or self._before_peak(stage):
             self.save("warning" if self._warned else "time")
+
+    def _obey(self, saved: bool) -> None:
+        """Leave, because a signal has asked for it."""
+        if saved:
+            self.tell(f"saved at step {self.attempt}; the same command goes on from here")
+        self._close()
+        self.stop.check()
 
     def _suspect(self, stage: Stage) -> bool:
         """Whether the guard waits to see if a spike heals: what it may go back to is not pushed out."""
@@ -289,6 +269,7 @@ class Session:
 
     def _facts(self) -> dict[str, Any]:
         """All numbers of the run."""
+        builder = self.builder.facts(self.built)
         return {
             "config": self.config.model_dump(mode="json"),
             "digest": self._digest(),
@@ -300,7 +281,8 @@ class Session:
             "rollbacks": self.rollbacks,
             "results": [result.record() for result in self.results],
             "built": self.built.facts() if self.built else None,
-            "builder": self.builder.facts(),
+            "builder": builder,
+            "optimizer": builder["previous"] if self.built is None else None,
         }
 
     def ledger(self) -> dict[str, Any]:
@@ -321,7 +303,7 @@ class Session:
         self.skip = {key: list(value) for key, value in facts["skip"].items()}
         self.vetoed = {key: list(value) for key, value in facts["vetoed"].items()}
         self.rollbacks = max(self.rollbacks, facts["rollbacks"])
-        self.results = [_result(record) for record in facts["results"]]
+        self.results = [StageResult.of(record) for record in facts["results"]]
         self.built = self.builder.restore(self.index, found.tensors, facts["builder"], facts["built"])
         self._saved_step = self.built.stage.place.step if self.built else 0
 
@@ -382,12 +364,6 @@ class _RollBack(Exception):
     def __init__(self, position: int, spike: int) -> None:
         super().__init__()
         self.position, self.spike = position, spike
-
-
-def _result(record: Mapping[str, Any]) -> StageResult:
-    curves = Curve(**record["curve"]), Curve(**record["validation"])
-    own = {key: value for key, value in record.items() if key not in ("curve", "validation")}
-    return StageResult(curves=curves, **own)
 
 
 def forget(folder: Path) -> None:

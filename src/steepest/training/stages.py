@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,21 @@ class Builder:
         built = self._build(index)
         stage = self.plan[index]
         built.stage.place.position = self.positions.get(built.source.key, 0)
-        if self.previous is not None and not is_apart(stage):
-            carried = carry(self.previous, built.optimizer, stage.moments)
-            built.carried, built.words = carried.to_json(), str(carried)
         if built.reference is not None:
             load_weights(built.reference, weights(_policy_in(built.model)))
         built.source.prepare(built.model)
+        if self.previous is not None and not is_apart(stage):
+            with self._first_gradients(built):
+                carried = carry(self.previous, built.optimizer, stage.moments)
+            built.carried, built.words = carried.to_json(), str(carried)
         return built
+
+    def _first_gradients(self, built: Built) -> AbstractContextManager[None]:
+        """What the stage's first step would see, where a moment policy asks how large that step is to be."""
+        if not _looks_ahead(built.config.moments):
+            return nullcontext()
+        stage = built.stage
+        return stage.learner.looking(stage.feed.round(stage.place.position)[0])
 
     def leave(self, built: Built) -> None:
         """Keep what later stages need."""
@@ -279,12 +288,18 @@ class Builder:
         out = {f"product.{name}": weights(model) for name, model in self.products.items()}
         if built is not None:
             out |= built.tensors()
-        if self.policy is not None and (built is None or is_apart(built.config)):
+        waits = built is None or is_apart(built.config)
+        if waits and self.policy is not None:
             out["policy"] = weights(self.policy)
+        if waits and self.previous is not None:
+            out["optimizer" if built is None else "previous"] = self.previous.export_state()[0]
         return out
 
-    def facts(self) -> dict[str, Any]:
-        return {"positions": dict(self.positions), "products": list(self.products)}
+    def facts(self, built: Built | None) -> dict[str, Any]:
+        """The numbers beside: JSON. previous: of the policy's optimizer, while no stage trains the policy."""
+        waits = built is None or is_apart(built.config)
+        kept = self.previous.export_state()[1] if waits and self.previous is not None else None
+        return {"positions": dict(self.positions), "products": list(self.products), "previous": kept}
 
     def restore(
         self, index: int, tensors: Tensors, facts: Mapping[str, Any], built: Mapping[str, Any] | None
@@ -295,9 +310,15 @@ class Builder:
         self.positions = dict(facts["positions"])
         for i, stage in enumerate(self.plan[:index]):
             model = self._model(i)
-            if stage.name in facts["products"]:
+            if not is_apart(stage):
+                owner = stage, model
+            elif stage.name in facts["products"]:
                 load_weights(model, tensors[f"product.{stage.name}"])
                 self.products[stage.name] = _finished(model)
+        if facts["previous"] is not None:
+            self.previous = build_optimizer(*owner)
+            saved = tensors["optimizer" if built is None else "previous"]
+            self.previous.import_state(saved, facts["previous"])
         found = self._build(index) if built is not None else None
         if self.policy is not None and "policy" in tensors:
             load_weights(self.policy, tensors["policy"])
@@ -309,6 +330,13 @@ class Builder:
 def is_apart(stage: StageConfig) -> bool:
     """Whether a stage trains a model of its own and leaves the policy as it is."""
     return OBJECTIVES[stage.objective_name].model == "scored"
+
+
+def _looks_ahead(moments: Any) -> bool:
+    """Whether a moment policy is to find a factor by the first step's size."""
+    if isinstance(moments, Mapping):
+        return any(map(_looks_ahead, moments.values()))
+    return "rescale_v" in moments if isinstance(moments, (str, list, tuple)) else False
 
 
 def _answer(stage: StageConfig) -> int:
