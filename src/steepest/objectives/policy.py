@@ -36,18 +36,20 @@ def policy(
     kl_coef: float = 0.0,
     entropy_coef: float = 0.0,
     normalise: str = "token",
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Facts]:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef KL - entropy_coef H, a mean over tokens.
 
     r is new over old probability of a token and A its advantage. normalise: "token" or "sequence" (a mean of
-    the answers' means). The weight is then target tokens, or answers.
+    the answers' means). The weight is then target tokens, or answers.  temperature: the policy is the model's
+    softmax at the temperature that the answers were drawn with.
     Facts: kl (policy || reference; only with a reference), kl_old (old || new), clip_fraction (tokens
     whose gradient the clip has cut off), entropy, ratio.
     Source: arXiv:1707.06347; the KL beside the reward, and "sequence": arXiv:2402.03300 (GRPO); unequal
     clips and "token": arXiv:2503.14476 (DAPO).
     """
     return _surrogate(
-        read_rows(model, batch, "policy"),
+        at_temperature(read_rows(model, batch, "policy"), temperature),
         batch,
         clip=(clip_low, clip_high),
         kl_coef=kl_coef,
@@ -67,6 +69,7 @@ def ppo(
     value_coef: float = 0.1,
     value_clip: float = 0.2,
     normalise: str = "token",
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Facts]:
     """`policy`, plus value_coef times half the squared error of the values, by a model with a value head.
 
@@ -75,7 +78,7 @@ def ppo(
     Facts: those of `policy`, value_loss, and explained_variance, 1 - var(returns - values) / var(returns) of
     this batch (0 where the returns are all the same).  Source: arXiv:1707.06347, arXiv:1909.08593.
     """
-    read = read_rows(model, batch, "policy")
+    read = at_temperature(read_rows(model, batch, "policy"), temperature)
     loss, facts = _surrogate(
         read,
         batch,
@@ -92,6 +95,11 @@ def ppo(
     facts["value_loss"] = value_loss.detach()
     facts["explained_variance"] = _explained(values.detach(), returns, read.targets)
     return loss + value_coef * value_loss, facts
+
+
+def at_temperature(read: Reading, temperature: float) -> Reading:
+    """The same with the logits of a softmax at this temperature."""
+    return read if temperature == 1.0 else read._replace(logits=read.logits / temperature)
 
 
 def values_of(read: Reading) -> Tensor:

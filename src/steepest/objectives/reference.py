@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steepest.objectives.forward import Reading, read_rows
 from steepest.objectives.logprobs import log_probabilities
-from steepest.objectives.policy import values_of
+from steepest.objectives.policy import at_temperature, values_of
 from steepest.objectives.preference import read_pairs
 
 
@@ -29,10 +29,13 @@ def reference_logprobs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     return {"reference_chosen": pairs.chosen, "reference_rejected": pairs.rejected}
 
 
-def token_logprobs(model: nn.Module, batch: Any) -> Tensor:
-    """Log-probability of every target token, (B, T), 0 elsewhere; no gradients, no dropout."""
+def token_logprobs(model: nn.Module, batch: Any, temperature: float = 1.0) -> Tensor:
+    """Log-probability of every target token, (B, T), 0 elsewhere; no gradients, no dropout.
+
+    temperature: of the softmax, as the tokens were drawn.
+    """
     with _frozen(model):
-        read = read_rows(model, batch, "policy")
+        read = at_temperature(read_rows(model, batch, "policy"), temperature)
         return _of_tokens(read, log_probabilities(read.logits, read.ids))
 
 

@@ -51,6 +51,7 @@ _RANGES: Mapping[str, Mapping[str, Any]] = {
     "value_coef": {"low": 0.0},
     "value_clip": {"low": 0.0},
     "normalise": {"choices": tuple(MEANS)},
+    "temperature": {"low": 1e-3},
 }
 """What an option may be, whichever objective has it; the default stands in the function's signature."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -119,9 +120,10 @@ class Rollouts:
         if not bool(torch.isfinite(rewards).all()):
             raise SteepestError(f"a reward of round {position} is not finite; look at the reward function.")
         batch = {"ids": sampled.ids, "mask": sampled.mask, "targets": sampled.targets}
-        batch["old_logp"] = self._ask(token_logprobs, self.model, batch)
+        drawn = partial(token_logprobs, temperature=self.config.temperature)
+        batch["old_logp"] = self._ask(drawn, self.model, batch)
         if self.reference is not None:
-            batch["reference_logp"] = self._ask(token_logprobs, self.reference, batch)
+            batch["reference_logp"] = self._ask(drawn, self.reference, batch)
         batch |= self._advantages(batch, rewards.to(sampled.ids.device))
         self._note(rewards, sampled, batch)
         starts = range(0, len(rewards), self.micro)

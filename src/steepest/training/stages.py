@@ -188,7 +188,10 @@ class Builder:
     def _build(self, index: int) -> Built:
         stage, config = self.plan[index], self.config
         objective = OBJECTIVES.get(stage.objective_name)
-        function = get_objective(stage.objective_name, **stage.objective_options)
+        drawn = (
+            {"temperature": stage.rollout.temperature} if objective and objective.batch == "policy" else {}
+        )
+        function = get_objective(stage.objective_name, **{**drawn, **stage.objective_options})
         assert objective is not None  # get_objective has raised
         model = self._model(index)
         source = open_source(stage, objective, self.context)
