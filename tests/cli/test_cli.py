@@ -87,8 +87,9 @@ COMMANDS = leaves(get_command(app))
 
 
 def test_the_commands_are_these() -> None:
-    names = ["bench step", "compare", "kernels show", "optimizers", "report", "train"]
-    assert sorted(COMMANDS) == names
+    names = ["bench step", "compare", "doctor", "kernels show", "optimizers", "report", "train"]
+    names += [f"checkpoint {verb}" for verb in ("convert", "diff", "show", "verify")]
+    assert sorted(COMMANDS) == sorted(names)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
