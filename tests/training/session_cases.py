@@ -22,14 +22,20 @@ from steepest.training.rollouts import Answers, RewardValidation, Rollouts
 from steepest.training.stages import Builder
 
 
-def gpt2(vocab_size: int, context: int) -> nn.Module:
+def gpt2(vocab_size: int, context: int, dropout: float = 0.1) -> nn.Module:
     """Two blocks of width 16, with dropout: noise that a resumed run has to repeat."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with quiet():
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": max(context, 8)}
         ends = {"bos_token_id": None, "eos_token_id": None}
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ends, use_cache=False))
+        drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ends, **drop, use_cache=False))
+
+
+def still(vocab_size: int, context: int) -> nn.Module:
+    """The same without dropout."""
+    return gpt2(vocab_size, context, dropout=0.0)
 
 
 def t5(vocab_size: int) -> nn.Module:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,15 @@ class Update:
     seconds: tuple[float, float]
 
 
+class Part(NamedTuple):
+    """One micro-batch: its loss and facts, means over its weight, and the tokens read."""
+
+    loss: Tensor
+    facts: Mapping[str, Any]
+    weight: float
+    tokens: int
+
+
 SHOWN = 16
 """Tensors of which the next step's size is foreseen, where that is asked for."""
 
@@ -81,10 +90,9 @@ class Learner:
         optimizer = self.optimizer
         rate = float(optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
-        parts = [self._backward(batch, f"{attempt}/{i}", len(micro) > 1) for i, batch in enumerate(micro)]
+        parts, scale = self._gradients(micro, str(attempt))
         middle = time.perf_counter()
-        loss, facts, weight = _mean(parts)
-        scale = self._scale(weight if len(micro) > 1 else 1.0)
+        loss, facts = _mean(parts)
         before = optimizer.committed
         # Tensors, and the loss is read after the step: an optimizer on a GPU decides without the host.
         optimizer.grad_scale = self._tensor(scale)
@@ -106,44 +114,51 @@ class Learner:
         return Update(
             value,
             {name: float(x) for name, x in facts.items()},
-            sum(part[3] for part in parts),
+            sum(part.tokens for part in parts),
             committed,
             verdict.norm,
             rate,
-            verdict.why and _why(verdict.why, [float(part[0]) for part in parts]),
+            verdict.why and _why(verdict.why, [float(part.loss) for part in parts]),
             (end - start, end - middle),
         )
 
     @contextmanager
     def looking(self, micro: Sequence[Batch]) -> Iterator[None]:
         """Gradients of these micro-batches as a step would see them; nothing is left of them afterwards."""
-        parts = [self._backward(batch, f"look/{i}", len(micro) > 1) for i, batch in enumerate(micro)]
-        self.optimizer.grad_scale = self._tensor(self._scale(_mean(parts)[2] if len(micro) > 1 else 1.0))
+        self.optimizer.grad_scale = self._tensor(self._gradients(micro, "look")[1])
         try:
             yield
         finally:
             self.optimizer.zero_grad()
             self.optimizer.grad_scale = None
 
-    def _scale(self, weight: float) -> float:
-        """What gradients of losses that were multiplied by these weights are to be divided by."""
-        return weight * (self.precision.scale.value if self.precision.scale else 1.0)
+    def _gradients(self, micro: Sequence[Batch], place: str) -> tuple[list[Part], float]:
+        """Backward passes of all micro-batches, and what the gradients are to be divided by afterwards."""
+        parts: list[Part] = []
+        for i, batch in enumerate(micro):
+            parts.append(self._backward(batch, f"{place}/{i}", parts[0].weight if parts else 0.0))
+        unit = parts[0].weight or 1.0
+        whole = sum(part.weight for part in parts) or 1.0
+        return parts, whole / unit * (self.precision.scale.value if self.precision.scale else 1.0)
 
     def _tensor(self, scale: float) -> Tensor | None:
         """A scale for the optimizer, on the device; None for the one that changes nothing."""
         return None if scale == 1.0 else torch.tensor(scale, device=self.precision.device)
 
-    def _backward(
-        self, batch: Batch, place: str, weighted: bool
-    ) -> tuple[Tensor, Mapping[str, Any], float, int]:
+    def _backward(self, batch: Batch, place: str, unit: float) -> Part:
+        """One forward and backward pass.
+
+        unit: the first micro-batch's weight, in units of which this one's counts; 0 for the first itself.
+        Gradients then have the size of one batch's, for which float16 has room.
+        """
         torch.manual_seed(seed_for(self.seed, f"dropout/{place}"))
         with self.precision.region():
             loss, facts = self.objective(self.model, batch)
         weight = float(facts.get("weight", facts["tokens"]))
-        whole = loss * weight if weighted else loss
+        whole = loss * (weight / unit) if unit else loss
         (whole if self.precision.scale is None else whole * self.precision.scale.value).backward()
         named = {name: x for name, x in facts.items() if name not in ("tokens", "weight")}
-        return loss.detach(), named, weight, int(facts["tokens"])
+        return Part(loss.detach(), named, weight, int(facts["tokens"]))
 
     def _judge(self, loss: Tensor, scale: float) -> Judge | None:
         """What the guard is going to say of this step, asked with the gradients' norm; None if nothing.
@@ -180,15 +195,11 @@ def _why(why: str, losses: Sequence[float]) -> str:
     return f"the loss is {losses[bad[0]]}{where}"
 
 
-def _mean(
-    parts: Sequence[tuple[Tensor, Mapping[str, Any], float, int]],
-) -> tuple[Tensor, dict[str, Any], float]:
-    """Loss and facts of all micro-batches, by their weights, and the whole weight."""
+def _mean(parts: Sequence[Part]) -> tuple[Tensor, dict[str, Any]]:
+    """Loss and facts of all micro-batches, by their weights."""
     if len(parts) == 1:
-        loss, facts, weight, _ = parts[0]
-        return loss, dict(facts), weight
-    whole = sum(weight for _, _, weight, _ in parts) or 1.0  # nothing asked for: every loss is 0
-    total = torch.stack([loss * (weight / whole) for loss, _, weight, _ in parts]).sum()
-    names = parts[0][1]
-    means = {n: sum(facts[n] * (weight / whole) for _, facts, weight, _ in parts) for n in names}
-    return total, means, whole
+        return parts[0].loss, dict(parts[0].facts)
+    whole = sum(part.weight for part in parts) or 1.0  # nothing asked for: every loss is 0
+    shares = [(part, part.weight / whole) for part in parts]
+    total = torch.stack([part.loss * share for part, share in shares]).sum()
+    return total, {name: sum(part.facts[name] * share for part, share in shares) for name in parts[0].facts}
