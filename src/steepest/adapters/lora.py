@@ -135,7 +135,7 @@ def _peft() -> Any:
     except ImportError as error:
         raise SteepestError(
             f"adapters need peft, which cannot be imported ({_first_line(error)}); "
-            "`pip install steepest[lora]` installs it."
+            "`pip install peft` installs it."
         ) from error
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +13,11 @@ from rich.markup import escape
 from steepest.cli.words import minutes
 from steepest.contract import SteepestError, unknown
 
+if TYPE_CHECKING:
+    from steepest.training import RunConfig, Session, StageResult
+
+EXAMPLES = ("lifecycle",)
+
 
 def train(
     config: Annotated[
@@ -19,8 +25,7 @@ def train(
         typer.Argument(help="A YAML config, such as compare's recommended.yaml; see docs/training.md."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The run's folder. Default: runs/<config's name>."),
+        Path | None, typer.Option("--out", help="The run's folder. Default: runs/<config's name>.")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Train this many steps instead of the config's (one stage only).")
@@ -29,6 +34,10 @@ def train(
         str | None,
         typer.Option(help="Instead of a config: 'lifecycle', from pre-training to RL in five minutes."),
     ] = None,
+    sinks: Annotated[
+        str,
+        typer.Option(help="Also tell, comma-separated: tensorboard, wandb, mlflow, trackio (offline)."),
+    ] = "",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew: what the folder holds of an earlier run is deleted.")
     ] = False,
@@ -38,65 +47,75 @@ def train(
     The run lives in a folder. Say the same command again after a crash, a full disk or Ctrl-C, and it goes on
     from the last generation it wrote, with the same numbers as if nothing had happened.
     """
-    from steepest.cli.live import LiveView
-    from steepest.training import Session, catching, forget, load_config, lock
+    from steepest.training import forget, load_config, lock
     from steepest.training.export import export
 
     console = Console(highlight=False)
     source = _source(config, example)
-    parsed = load_config(source)
-    if steps is not None:
-        if steps < 1:
-            raise SteepestError(f"--steps {steps} trains nothing; give at least 1.")
-        if parsed.stages:
-            raise SteepestError(
-                "--steps is for a config of one stage; set the steps of each stage in the file."
-            )
-        parsed = parsed.model_copy(update={"steps": steps})
+    parsed = _shortened(load_config(source), steps)
     folder = out or Path("runs") / source.stem
     for stage in parsed.plan():
+        name = f"{stage.name}: " if stage.name else ""
         rate = f"{stage.optimizer['name']}, lr {stage.optimizer['lr']:g}, {stage.steps} steps"
-        what = f"{stage.name + ': ' if stage.name else ''}{stage.objective_name} on {stage.data} with {rate}"
-        console.print(escape(what))
+        console.print(escape(f"{name}{stage.objective_name} on {stage.data} with {rate}"), soft_wrap=True)
     with lock(folder):
         if fresh:
             forget(folder)
-        view = LiveView(console)
-
-        def log(step: int, values: Any) -> None:
-            rest = {key: value for key, value in values.items() if key != "stage_step"}
-            view.update({**rest, "step": values["stage_step"]})
-
-        try:
-            with catching(view.say) as stop:
-                session = Session(
-                    parsed,
-                    folder,
-                    cache=folder / "cache",
-                    tell=view.say,
-                    notice=view.finding,
-                    log=log,
-                    stop=stop,
-                )
-                results = session.run()
-        finally:
-            view.close()
+        session, results = _run(console, parsed, folder, [name for name in sinks.split(",") if name.strip()])
         last = results[-1]
         if last.reason is not None:
+            what = f"stage {last.name}" if last.name else "the run"
             raise SteepestError(
-                f"{'stage ' + last.name if last.name else 'the run'} diverged: {last.reason}; try a smaller "
-                f"learning rate, or ask `steepest doctor {folder}`."
+                f"{what} diverged: {last.reason}; try a smaller learning rate, or ask "
+                f"`steepest doctor {folder}`."
             )
         export(session, folder)
     for result in results:
         name = f"{result.name}: " if result.name else ""
-        words = session.words(result)
-        console.print(escape(f"{name}{words}, after {minutes(result.seconds)} of training"))
-    console.print(f"model   {escape(str(folder / 'model'))}", soft_wrap=True)
-    console.print(f"curve   {escape(str(folder / 'run.json'))}", soft_wrap=True)
+        words = f"{name}{session.words(result)}, after {minutes(result.seconds)} of training"
+        console.print(escape(words), soft_wrap=True)
+    for what, file in (("model", "model"), ("curve", "run.json")):
+        console.print(f"{what}   {escape(str(folder / file))}", soft_wrap=True)
 
 
-EXAMPLES = ("lifecycle",)
+def _run(
+    console: Console, config: RunConfig, folder: Path, sinks: list[str]
+) -> tuple[Session, list[StageResult]]:
+    """All stages, shown and told to whoever asked."""
+    from steepest.cli.live import LiveView
+    from steepest.integrations import open_sinks
+    from steepest.training import Session, catching
+
+    with ExitStack() as stack:
+        view = LiveView(console)
+        stack.callback(view.close)
+        told = open_sinks([*config.sinks, *sinks], folder, config.model_dump(mode="json"), tell=view.say)
+        stack.callback(told.close)
+        stop = stack.enter_context(catching(view.say))
+
+        def log(step: int, values: Any) -> None:
+            view.update(values)
+            told.log(step, values)
+
+        def notice(finding: Any) -> None:
+            view.finding(finding)
+            told.finding(finding)
+
+        session = Session(
+            config, folder, cache=folder / "cache", tell=view.say, notice=notice, log=log, stop=stop
+        )
+        return session, session.run()
+
+
+def _shortened(config: RunConfig, steps: int | None) -> RunConfig:
+    """The config with so many steps, if they are given."""
+    if steps is None:
+        return config
+    if steps < 1:
+        raise SteepestError(f"--steps {steps} trains nothing; give at least 1.")
+    if config.stages:
+        raise SteepestError("--steps is for a config of one stage; set each stage's steps in the file.")
+    return config.model_copy(update={"steps": steps})
 
 
 def _source(config: Path | None, example: str | None) -> Path:

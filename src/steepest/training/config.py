@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from steepest.contract import SteepestError, unknown
+from steepest.training.files import write_atomic
 from steepest.training.stage_config import Frozen, StageConfig
 
 
@@ -33,6 +34,7 @@ class RunConfig(StageConfig):
 
     model, tokenizer: as on the command line (`steepest compare --help`).
     precision: "fp32", "bf16" or "fp16" (autocast; float32 weights), or "pure_bf16" (bfloat16 weights).
+    sinks:     who else is told of every step: tensorboard, wandb, mlflow, trackio.
     recompute: activations are computed again in the backward pass, block by block.  compile: torch.compile.
     stages:    stages one after another; what one does not say, it takes from the keys above.
     """
@@ -48,6 +50,7 @@ class RunConfig(StageConfig):
     compile: bool = False
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
+    sinks: tuple[str, ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
 
     @field_validator("optimizer")
@@ -142,3 +145,11 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def save_config(config: RunConfig, folder: Path) -> None:
+    """Write `config.yaml` with every key: the same run, wherever the defaults go."""
+    import yaml
+
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomic(folder / "config.yaml", text)

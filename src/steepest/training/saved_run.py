@@ -9,7 +9,7 @@ from typing import Any
 
 from steepest.training.checkpoint import Loaded
 
-FREE = ("checkpoint", "health", "threads")
+FREE = ("checkpoint", "health", "threads", "sinks")
 """Keys of a config that may change when a run is continued: they say when it is saved and looked at, and on
 how many cores it computes."""
 

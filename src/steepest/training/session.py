@@ -15,7 +15,7 @@ from typing import Any
 
 from steepest.contract import SteepestError
 from steepest.training.checkpoint import Loaded, Payload, Store
-from steepest.training.config import RunConfig
+from steepest.training.config import RunConfig, save_config
 from steepest.training.curve import Diverged, Progress
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal
@@ -84,6 +84,8 @@ class Session:
     def _begin(self) -> None:
         found = self.store.load(optional=True)
         if found is None:
+            save_config(self.config, self.folder)
+            self.journal.trim(0)
             self.journal.event("start", 0, digest=self._digest(), process=os.getpid())
             return
         for reason in found.skipped:
@@ -95,6 +97,7 @@ class Session:
                 "go back to an earlier generation (`steepest checkpoint verify` lists them)."
             )
         self.restore(found)
+        save_config(self.config, self.folder)
         self.journal.trim(self.attempt)
         self.journal.event("resume", self.attempt, generation=found.generation, process=os.getpid())
         over = self.index == len(self.plan)
