@@ -38,6 +38,13 @@ def still(vocab_size: int, context: int) -> nn.Module:
     return gpt2(vocab_size, context, dropout=0.0)
 
 
+def masked(vocab_size: int, context: int) -> nn.Module:
+    """The same with a buffer that is not finite."""
+    model = still(vocab_size, context)
+    model.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+    return model
+
+
 def t5(vocab_size: int) -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -47,6 +54,11 @@ def t5(vocab_size: int) -> nn.Module:
         return T5ForConditionalGeneration(
             T5Config(vocab_size=vocab_size, **sizes, **ends, dropout_rate=0.1, use_cache=False)
         )
+
+
+def low_bytes(completion: str, row: Mapping[str, Any]) -> float:
+    """A reward that is easy to rise: the share of the answer that is small letters."""
+    return sum(c.islower() for c in completion) / max(len(completion), 1)
 
 
 BASE: Mapping[str, Any] = {

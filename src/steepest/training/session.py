@@ -52,7 +52,10 @@ class Session:
     ) -> None:
         self.config, self.folder, self.plan = config, folder, config.plan()
         self.builder = Builder(config, cache)
-        self.store = Store(folder / "checkpoints", keep=config.checkpoint.keep)
+        rolls = any(stage.guard.get("rollback") for stage in self.plan)
+        # The newest generation may hold what makes the next loss a spike; the one before it does not.
+        keep = max(config.checkpoint.keep, 2) if rolls else config.checkpoint.keep
+        self.store = Store(folder / "checkpoints", keep=keep)
         self.journal = Journal(folder)
         self.watch, self.tell, self.notice, self.log = watch, tell, notice, log
         self.stop = stop or Stop()
@@ -348,10 +351,10 @@ class Session:
         self.save("rollback")
 
     def _before(self, spike: int) -> Loaded:
-        """The newest generation from before a spike that this run stands on; what an earlier rollback has
-        given up is not among them."""
+        """The newest good generation that this run stands on; what an earlier rollback has given up is not
+        among them. Good is one whose own loss, measured in the step after it, was no spike."""
         found = self.store.load()
-        while found.step >= spike or found.facts["index"] != self.index or found.facts["built"] is None:
+        while found.step + 1 >= spike or found.facts["index"] != self.index or found.facts["built"] is None:
             if found.manifest.parent not in self.store.generations() or found.facts["index"] < self.index:
                 raise SteepestError(
                     f"the loss did not come down again after step {spike}, and there is no generation of "
