@@ -1,23 +1,20 @@
 """The report's figures as plain Plotly JSON: `{"data": [...], "layout": {...}}`.
 
-Pure functions of a `Summary`. Colours are CSS variables (`var(--s1)`), which the page resolves when it
-draws, so that one stylesheet decides them for text, swatches and figures, in light and in dark.
+Pure functions of a `Summary`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from steepest.lab.analysis import Curve, Result, Summary
 from steepest.lab.report import words
+from steepest.lab.report.canvas import GRID, INK, MUTED, PAPER, Figure, figure, series_colour, shape
 
-Figure = dict[str, Any]
-INK, MUTED, GRID, PAPER = "var(--ink)", "var(--muted)", "var(--grid)", "var(--paper)"
-SERIES = 10
 HEIGHT, TOP, BOTTOM, LINE = 400, 12, 46, 15
 """Pixels: a loss figure, its margins, and the least distance between two labels."""
 
@@ -25,7 +22,7 @@ HEIGHT, TOP, BOTTOM, LINE = 400, 12, 46, 15
 def colours(summary: Summary) -> dict[str, str]:
     """One colour per optimizer for the whole page; the baseline is always the ink."""
     others = sorted(result.name for result in summary.results if result.name != summary.baseline)
-    return {summary.baseline: INK} | {n: f"var(--s{i % SERIES + 1})" for i, n in enumerate(others)}
+    return {summary.baseline: INK} | {n: series_colour(i) for i, n in enumerate(others)}
 
 
 def figures(summary: Summary) -> dict[str, Figure]:
@@ -63,7 +60,7 @@ def loss(summary: Summary, axis: Literal["tokens", "seconds"]) -> Figure:
     """Mean validation loss over seeds with its 95% band, labelled at the right, clipped at the top."""
     drawn = shown(summary)
     if not drawn:
-        return _figure([], xaxis={}, yaxis={})
+        return figure([], xaxis={}, yaxis={})
     tone = colours(summary)
     top = _top(summary, drawn)
     low = min(min(_curve(result).low) for result in drawn)
@@ -80,7 +77,7 @@ def loss(summary: Summary, axis: Literal["tokens", "seconds"]) -> Figure:
         last = curve.mean[-1]
         if last <= top:
             line = {"color": colour, "width": 0.8}
-            shapes.append(_shape("line", x[-1], end * 1.03, last, y, line=line, opacity=0.6))
+            shapes.append(shape("line", x[-1], end * 1.03, last, y, line=line, opacity=0.6))
         arrow = "↑ " if last > top else ""
         text = f"{arrow}{escape(result.title)} {last:.3f}"
         notes.append(
@@ -95,9 +92,9 @@ def loss(summary: Summary, axis: Literal["tokens", "seconds"]) -> Figure:
         )
     if summary.target is not None:
         line = {"color": MUTED, "width": 1, "dash": "dot"}
-        shapes.append(_shape("line", 0, end, summary.target, summary.target, line=line, layer="below"))
+        shapes.append(shape("line", 0, end, summary.target, summary.target, line=line, layer="below"))
     title = "tokens seen" if axis == "tokens" else "training seconds (evaluation and warm-up left out)"
-    return _figure(
+    return figure(
         data,
         height=HEIGHT,
         margin={"l": 46, "r": 24 + 7 * max(len(note["text"]) for note in notes), "t": TOP, "b": BOTTOM},
@@ -113,7 +110,7 @@ def difference(summary: Summary) -> Figure:
     tone = colours(summary)
     rows = [result for result in summary.results if result.difference]
     if not rows:
-        return _figure([], xaxis={}, yaxis={})
+        return figure([], xaxis={}, yaxis={})
     means = [result.difference.mean for result in rows if result.difference]
     limit = ceiling([0.0, *means])
     near = [r.difference for r in rows if r.difference and r.difference.mean <= limit]
@@ -152,7 +149,7 @@ def difference(summary: Summary) -> Figure:
                 "font": {"color": INK, "size": 12},
             }
         )
-    return _figure(
+    return figure(
         data,
         height=62 + 24 * len(rows),
         margin={"l": _left(rows), "r": 120, "t": 8, "b": 44},
@@ -232,7 +229,7 @@ def _panel(result: Result, colour: str, high: float, span: float) -> Figure:
     if result.sweep.basin:
         low, top = result.sweep.basin.low / 1.06, result.sweep.basin.high * 1.06
         fill = {"fillcolor": colour, "line": {"width": 0}, "opacity": 0.13, "layer": "below"}
-        shapes.append(_shape("rect", low, top, 0, 1, yref="paper", **fill))
+        shapes.append(shape("rect", low, top, 0, 1, yref="paper", **fill))
     marks = [
         (far, [high] * len(far), {"symbol": "triangle-up", "size": 8, "color": colour}, "far above"),
         (lost, [high] * len(lost), {"symbol": "x", "size": 8, "color": colour}, "diverged"),
@@ -269,7 +266,7 @@ def _panel(result: Result, colour: str, high: float, span: float) -> Figure:
         if x
     ]
     ticks = sorted({min(points), max(points), *([result.lr] if result.lr else [])})
-    return _figure(
+    return figure(
         data,
         height=150,
         margin={"l": 34, "r": 10, "t": 10, "b": 24},
@@ -353,7 +350,7 @@ def _bar(rows: Sequence[Result], values: Sequence[float], tones: Sequence[str]) 
 
 
 def _bars(data: list[Figure], rows: Sequence[Result], title: str, right: int) -> Figure:
-    return _figure(
+    return figure(
         data,
         height=62 + 24 * len(rows),
         barmode="stack",
@@ -362,27 +359,3 @@ def _bars(data: list[Figure], rows: Sequence[Result], title: str, right: int) ->
         xaxis={"title": {"text": title}, "rangemode": "tozero", "nticks": 5},
         yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "ticksuffix": "  "},
     )
-
-
-def _shape(kind: str, x0: float, x1: float, y0: float, y1: float, **rest: Any) -> Figure:
-    return {"type": kind, "x0": x0, "x1": x1, "y0": y0, "y1": y1, **rest}
-
-
-def _figure(
-    data: list[Figure], *, xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **layout: Any
-) -> Figure:
-    axis = {"gridcolor": GRID, "zeroline": False, "tickcolor": GRID, "automargin": False}
-    font = {"color": MUTED, "size": 12, "family": "system-ui, sans-serif"}
-    plain = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False}
-    return {
-        "data": data,
-        "layout": {
-            "font": font,
-            "hovermode": "closest",
-            "dragmode": False,
-            **plain,
-            "xaxis": axis | dict(xaxis),
-            "yaxis": axis | dict(yaxis),
-            **layout,
-        },
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from steepest.lab.analysis import Result, Summary, analyse
 from steepest.lab.records import Problem, Record, read_records, read_study
 from steepest.lab.report import figures, words
+from steepest.lab.report.html import fill
 from steepest.lab.report.recommend import choose, recommended_yaml, snippet
 from steepest.lab.report.rules import RULES
 from steepest.lab.statistics import TOLERANCE
@@ -51,17 +51,12 @@ def render(
     study: Mapping[str, Any], summary: Summary, records: Sequence[Record], problems: Sequence[Problem] = ()
 ) -> str:
     """The page as text. Pure: the same study gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     drawn = {name: figure for name, figure in figures.figures(summary).items() if figure["data"]}
     choice = choose(summary)
     hidden = [f"{r.title} ends at {r.loss.mean:.2f}, above it" for r in figures.hidden(summary) if r.loss]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
+        drawn,
         study=study,
         headline=words.headline(summary),
         verdict=words.verdict(summary, study),
@@ -69,10 +64,9 @@ def render(
         choice=choice,
         chosen=summary[choice.name].title if choice else "",
         snippet=snippet(summary, study["clip"]),
-        schedule=_plain(study["schedule"]),
+        schedule=words.plain(study["schedule"]),
         base=summary[summary.baseline].title,
         seeds=summary.seeds,
-        drawn=drawn,
         far=any(d["marker"]["symbol"] != "circle" for d in drawn.get("difference", {"data": []})["data"]),
         hidden="; ".join(hidden),
         panels=_panels(summary),
@@ -83,8 +77,6 @@ def render(
         rules=RULES,
         tuning=[_tuning(result) for result in summary.results],
         trials=[_trial(record) for record in records],
-        figures=Markup(json.dumps(drawn).replace("<", "\\u003c")),
-        plotly=Markup(get_plotlyjs()),
     )
 
 
@@ -184,18 +176,18 @@ def _setting(study: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{study['model']}, {study['parameters']:,} parameters"),
         ("data", f"{data['name']}, SHA-256 {data['digest']}"),
         ("splits", f"{train} to train on, {validation} to validate on"),
-        ("facts", _plain(data.get("facts", {}))),
+        ("facts", words.plain(data.get("facts", {}))),
         ("tokenizer", str(study["tokenizer"])),
         (
             "each trial",
             f"{study['steps']} steps of {study['batch']} × {study['context']} tokens: "
             f"{study['tokens_per_trial']:,} tokens, {per_parameter:.2g} per parameter",
         ),
-        ("schedule", _plain(study["schedule"])),
+        ("schedule", words.plain(study["schedule"])),
         ("clipping", f"global norm {study['clip']}"),
         ("seeds", f"tuning {study['tuning_seed']}; evaluation {', '.join(map(str, study['seeds']))}"),
-        ("machine", _plain(study["environment"])),
-        ("versions", _plain(study["versions"])),
+        ("machine", words.plain(study["environment"])),
+        ("versions", words.plain(study["versions"])),
         ("command", str(study["command"])),
     ]
 
@@ -207,7 +199,7 @@ def _tuning(r: Result) -> tuple[str, ...]:
         words.count(r.tuning_tokens),
         words.duration(r.tuning_seconds),
         words.rate(r.sweep.vertex),
-        _plain(rest) or words.NONE,
+        words.plain(rest) or words.NONE,
     )
 
 
@@ -216,10 +208,3 @@ def _trial(record: Record) -> dict[str, Any]:
     end = f"{loss:.4f}" if loss is not None else record["reason"] or "diverged"
     cells = (record["phase"], record["title"], words.rate(record["hyper"]["lr"]), str(record["seed"]), end)
     return {"id": record["id"], "cells": cells}
-
-
-def _plain(values: Any) -> str:
-    """A small mapping as text: `name cosine, warmup 20`."""
-    if not isinstance(values, Mapping):
-        return str(values)
-    return ", ".join(f"{str(key).replace('_', ' ')} {_plain(value)}" for key, value in values.items())

@@ -109,6 +109,13 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def plain(values: Any) -> str:
+    """A small mapping as text: `name cosine, warmup 20`."""
+    if not isinstance(values, Mapping):
+        return str(values)
+    return ", ".join(f"{str(key).replace('_', ' ')} {plain(value)}" for key, value in values.items())
+
+
 def titles(summary: Summary, names: Iterable[str]) -> str:
     """Optimizers by their titles, as a listing."""
     return listing([summary[name].title for name in names])
