@@ -56,9 +56,9 @@ def t5(vocab_size: int) -> nn.Module:
         )
 
 
-def low_bytes(completion: str, row: Mapping[str, Any]) -> float:
-    """A reward that is easy to rise: the share of the answer that is small letters."""
-    return sum(c.islower() for c in completion) / max(len(completion), 1)
+def letters(completion: str, row: Mapping[str, Any]) -> float:
+    """A reward for small letters, and for different ones: a policy that has collapsed gets little."""
+    return len({c for c in completion if c.islower()}) / 6
 
 
 BASE: Mapping[str, Any] = {
@@ -154,12 +154,14 @@ class Moments:
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int | None = None) -> None:
         self.at, self.log = at, list[str]()
+        self.look: Callable[[], None] = lambda: None
         self.fed: dict[str, Any] = {}
         for owner, name, what in self.PLACES:
             patch.setattr(owner, name, self._around(getattr(owner, name), what))
 
     def reach(self, moment: str) -> None:
         self.log.append(moment)
+        self.look()
         if self.at == len(self.log) - 1:
             raise Killed(moment)
 

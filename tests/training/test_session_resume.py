@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from session_cases import LIFE, OBJECTIVES, Killed, Moments, assert_same, finished, session
+from session_cases import LIFE, OBJECTIVES, Killed, Moments, assert_same, finished
 
 RUNS: Mapping[str, Mapping[str, Any]] = {**OBJECTIVES, "stages": LIFE}
 
@@ -18,14 +18,6 @@ def whole(folder: Path, changes: Mapping[str, Any]) -> Moments:
     with pytest.MonkeyPatch.context() as patch:
         moments = Moments(patch)
         finished(folder, changes)
-    return moments
-
-
-def killed(folder: Path, changes: Mapping[str, Any], at: int) -> Moments:
-    with pytest.MonkeyPatch.context() as patch:
-        moments = Moments(patch, at)
-        with pytest.raises(Killed):
-            session(folder, changes).run()
     return moments
 
 
@@ -53,17 +45,27 @@ def test_killed_again_and_again(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*RUNS])
 def test_killed_at_every_moment(name: str, tmp_path: Path) -> None:
-    changes = RUNS[name]
-    usual = whole(tmp_path / "whole", changes)
-    assert len(usual.log) > 30
-    for at, moment in enumerate(usual.log):
-        folder = tmp_path / "killed"
-        shutil.rmtree(folder, ignore_errors=True)
-        before = killed(folder, changes, at)
-        assert before.log == usual.log[: at + 1], "nothing but the order of moments leads here"
+    """What a process leaves when it is killed is its folder as it is at that moment: the folder is copied at
+    every moment that finds another one, and every copy is continued."""
+    changes, folder = RUNS[name], tmp_path / "whole"
+    copies: dict[Any, Path] = {}
+
+    def look() -> None:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        state = frozenset((str(path.relative_to(folder)), path.stat().st_size) for path in files)
+        if state not in copies:
+            copies[state] = tmp_path / f"killed{len(copies)}"
+            shutil.copytree(folder, copies[state])
+
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        usual = Moments(patch)
+        usual.look = look
+        finished(folder, changes)
+    assert len(usual.log) > 30 and len(copies) > 7
+    for left in copies.values():
         with pytest.MonkeyPatch.context() as patch:
             after = Moments(patch)
-            finished(folder, changes)
-        for part in (before.fed, after.fed):
-            assert part.items() <= usual.fed.items(), moment
-        assert_same(tmp_path / "whole", folder)
+            finished(left, changes)
+        assert after.fed.items() <= usual.fed.items(), "the same data, in the same order"
+        assert_same(folder, left)
