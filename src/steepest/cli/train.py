@@ -121,7 +121,7 @@ def _shortened(config: RunConfig, steps: int | None) -> RunConfig:
 def _source(config: Path | None, example: str | None) -> Path:
     """The file that is meant."""
     if (config is None) == (example is None):
-        raise SteepestError("give a config, or --example lifecycle; one of the two.")
+        raise typer.BadParameter("give a config, or --example lifecycle; one of the two.")
     if config is not None:
         return config
     if example not in EXAMPLES:

@@ -130,7 +130,7 @@ def train(
             if place.step >= stage.steps:
                 break
         place.position += 1
-        place.ended = _reached(stage)
+        place.ended = place.ended or _reached(stage)
         if between is not None:
             between(stage)
     if validated.step[-1] != place.step:

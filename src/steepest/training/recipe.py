@@ -60,6 +60,8 @@ def _groups(stage: StageConfig, model: nn.Module, make: Make) -> Iterator[dict[s
         parts.setdefault(route, []).append((name, p))
     for route, own in parts.items():
         options = _options(stage, stage.optimizer.get(route, {}), make)
+        if route == "value":  # its own schedule object: a controller of the policy's rate leaves it alone
+            options.setdefault("lr", make(stage.optimizer["lr"]))
         if not own:
             continue
         if adapted and route in ("", "lora_b"):

@@ -158,7 +158,7 @@ class Session:
 
     def words(self, result: StageResult) -> str:
         """What a stage came to, for people."""
-        final, text = result.curves[1].loss[-1], self.builder.texts.get(result.name)
+        final, text = result.curves[1].loss[-1], self.builder.text(result.name)
         bits = f", {text.bits_per_byte(final):.4f} bits a byte" if text is not None else ""
         what = "validation loss" if result.unit.startswith("nats") else "validation"
         return f"{what} {final:.4f} {result.unit}{bits}"

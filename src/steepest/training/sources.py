@@ -80,7 +80,6 @@ class Source:
     guess: float | None = None
     rising: bool = False
     unit: str = "nats a token"
-    text: Text | None = None
     tables: dict[str, Tensor] = field(default_factory=dict)
     prepare: Callable[[nn.Module], None] = lambda model: None
 
@@ -129,7 +128,6 @@ def _text(stage: StageConfig, objective: Objective, context: Context) -> Source:
         feed=lambda learner: Stream(at, stage.accumulate, context.device),
         validation=lambda learner: Validation(to_device(list(measured), context.device), learner.objective),
         guess=math.log(text.tokenizer.vocab_size),
-        text=text,
     )
 
 
@@ -176,7 +174,7 @@ def _seq2seq(stage: StageConfig, objective: Objective, context: Context) -> Sour
 def _from_rows(stage: StageConfig, train: Rows, held_out: Rows, context: Context) -> Source:
     sampler = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"), by_length=True)
     return Source(
-        key=f"rows {stage.data} {stage.batch} {stage.context}",
+        key=f"{stage.objective_name} {stage.data} {stage.batch} {stage.context}",
         feed=lambda learner: Stream(sampler.at, stage.accumulate, context.device),
         validation=lambda learner: Validation(_measured(stage, held_out, context), learner.objective),
     )

@@ -30,7 +30,7 @@ from steepest.training.loop import Place, Stage
 from steepest.training.precision import Precision
 from steepest.training.recipe import build_optimizer
 from steepest.training.rollouts import Rollouts
-from steepest.training.sources import Context, Source, load_run_tokenizer, open_source
+from steepest.training.sources import Context, Source, load_run_tokenizer, open_source, text_of
 from steepest.training.stage_config import StageConfig
 from steepest.training.text import Text
 from steepest.training.weights import load_weights, weights
@@ -124,7 +124,7 @@ class Builder:
     """The models of a run, from stage to stage.
 
     policy: the model that goes through the stages.  products: what stages have trained beside it (reward
-    models), by stage.  texts: that stages have read.  positions: rounds read so far of every source.
+    models), by stage.  positions: rounds read so far of every source.
     previous: the optimizer of the stage before.
     """
 
@@ -133,7 +133,6 @@ class Builder:
     policy: nn.Module | None = None
     products: dict[str, nn.Module] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
-    texts: dict[str, Text] = field(default_factory=dict)
     previous: Optimizer | None = None
     adapter: dict[str, Any] | None = None
 
@@ -177,6 +176,12 @@ class Builder:
         else:
             self.previous = built.optimizer
 
+    def text(self, name: str) -> Text | None:
+        """The text that a stage reads, if it reads any."""
+        stage = next(stage for stage in self.plan if stage.name == name)
+        reads = OBJECTIVES[stage.objective_name].batch == "text"
+        return text_of(stage, self.config, self.cache) if reads else None
+
     def final(self) -> nn.Module:
         """The policy as it is used: without adapters."""
         if self.policy is None:
@@ -196,8 +201,6 @@ class Builder:
         model = self._model(index)
         source = open_source(stage, objective, self.context)
         controls = Controls.of(stage)
-        if source.text is not None:
-            self.texts[stage.name] = source.text
         learner = Learner(
             compile_model(model) if config.compile else model,
             build_optimizer(
