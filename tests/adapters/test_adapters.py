@@ -195,5 +195,5 @@ def test_mistakes(monkeypatch):
     with pytest.raises(SteepestError, match="cannot be merged"):
         merge(model)
     monkeypatch.setitem(importlib.import_module("sys").modules, "peft", None)
-    with pytest.raises(SteepestError, match=r"pip install steepest\[lora\]"):
+    with pytest.raises(SteepestError, match=r"pip install peft"):
         add_adapter(plain(), AdapterConfig(), seed=0)
