@@ -1,4 +1,4 @@
-"""`steepest report`: the page again, from the records alone."""
+"""`steepest report`: the page of a study or of a run again, from its files alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from rich.markup import escape
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="The folder that `steepest compare --out` wrote.")] = Path(
-        "runs/compare"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="The folder that `steepest compare` or `steepest train` wrote.")
+    ] = Path("runs/compare"),
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the page goes. Default: report.html in the study.")
+        Path | None,
+        typer.Option(
+            "--out", help="Where the page goes. Default: report.html in a study, run.html in a run."
+        ),
     ] = None,
 ) -> None:
-    """Write the report of a finished or half-finished study again, from its records alone."""
+    """Write the page of a study or of a run again, finished or not, from its files alone."""
     console = Console(highlight=False)
     with console.status("reading the records"):
-        from steepest.lab.report import write_report
+        from steepest.lab.report import is_run, write_report, write_run_page
 
-        page = write_report(study, out)
+        page = (write_run_page if is_run(folder) else write_report)(folder, out)
     console.print(f"report  {escape(str(page))}", soft_wrap=True)

@@ -7,6 +7,7 @@ one value has a mean but no interval, and the result says so with `None`.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,6 +71,17 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     if half is None:
         return Estimate(mean, None, None, len(values))
     return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def proportion_interval(share: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """A share of `n` independent yes-or-no outcomes with Wilson's interval (J. Am. Stat. Assoc. 22, 1927),
+    which holds near 0 and 1 too. Raises ValueError for a share outside [0, 1] or no outcomes."""
+    if not 0 <= share <= 1 or n < 1:
+        raise ValueError(f"{share} of {n} is no share")
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def paired_difference(

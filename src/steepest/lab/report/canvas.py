@@ -12,6 +12,7 @@ from typing import Any
 Figure = dict[str, Any]
 INK, MUTED, GRID, PAPER = "var(--ink)", "var(--muted)", "var(--grid)", "var(--paper)"
 SERIES = 10
+FONT = {"color": MUTED, "size": 12, "family": "system-ui, sans-serif"}
 AXIS = {"gridcolor": GRID, "zeroline": False, "tickcolor": GRID, "automargin": False}
 
 
@@ -29,12 +30,11 @@ def figure(
     data: list[Figure], *, xaxis: Mapping[str, Any], yaxis: Mapping[str, Any], **layout: Any
 ) -> Figure:
     """A figure with the page's fonts and without Plotly's own furniture."""
-    font = {"color": MUTED, "size": 12, "family": "system-ui, sans-serif"}
     plain = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "showlegend": False}
     return {
         "data": data,
         "layout": {
-            "font": font,
+            "font": FONT,
             "hovermode": "closest",
             "dragmode": False,
             **plain,
