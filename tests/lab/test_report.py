@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from browsing import opened
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import FIELD, SEEDS, finished, plan, races, trial, tuning, write
@@ -382,36 +381,6 @@ def test_the_page_and_the_documentation_state_the_same_rules() -> None:
 
 
 # In a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"no browser here to open the report in (looked for {', '.join(names)})")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
-def opened(browser: Any, page: Path) -> tuple[Any, list[str], list[str]]:
-    """The page in a new tab once its figures are drawn, its complaints, and what it asked of the network."""
-    tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    complaints: list[str] = []
-    requests: list[str] = []
-    tab.on("console", lambda message: complaints.append(message.text))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(page.as_uri())
-    tab.wait_for_function(
-        "document.querySelectorAll('.js-plotly-plot').length === "
-        "Object.keys(JSON.parse(document.getElementById('figures').textContent)).length"
-    )
-    own = (page.as_uri(), "data:")
-    return tab, complaints, [url for url in requests if not url.startswith(own)]
 
 
 @pytest.mark.browser

@@ -81,7 +81,8 @@ def proportion_interval(share: float, n: int, confidence: float = CONFIDENCE) ->
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    low, high = 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
+    return Estimate(share, low, high, n)
 
 
 def paired_difference(

@@ -187,6 +187,10 @@ def is_run(folder: Path) -> bool:
 def read_story(folder: Path) -> Story:
     """Read a run's folder, finished or not. Raises SteepestError if no step of it can be read."""
     found = read_run(Path(folder))
+    if not found.stages:
+        raise SteepestError(
+            f"no line of {Path(folder) / METRICS} says which step it is of; train a step first."
+        )
     events = tidy_events(read_journal(folder))
     record = _record(folder)
     plans = {series.name: series.plan for series in found.stages if series.plan}

@@ -47,7 +47,8 @@ def number(value: float) -> str:
         return "0"
     size = abs(value)
     if size >= 1e7 or size < 1e-4:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace("-", "−", int(value < 0))
+        mantissa, exponent = f"{value:.1e}".replace("-", "−", int(value < 0)).split("e")
+        return f"{mantissa}e{int(exponent)}"
     text = f"{value:,.0f}" if size >= 1000 else f"{value:.4g}" if size >= 1 else f"{value:.3g}"
     return text.replace("-", "−")
 
