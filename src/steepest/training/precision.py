@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from steepest.contract import SteepestError
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,5 +54,12 @@ class Precision:
         return asdict(self.scale) if self.scale else {}
 
     def load(self, state: dict[str, Any]) -> None:
-        if self.scale is not None:
-            self.scale = LossScale(**state)
+        """Take over what was saved; a scale that is missing raises, as a new one would be another run's."""
+        if self.scale is None:
+            return
+        if set(state) != set(asdict(self.scale)):
+            raise SteepestError(
+                "the save holds no loss scale, and float16 cannot go on without the one it had; go back to "
+                "an earlier generation."
+            )
+        self.scale = LossScale(**state)

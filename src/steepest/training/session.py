@@ -15,7 +15,7 @@ from typing import Any
 
 from steepest.contract import SteepestError
 from steepest.training.checkpoint import Loaded, Payload, Store
-from steepest.training.config import RunConfig, save_config
+from steepest.training.config import RunConfig, parse_config, save_config
 from steepest.training.curve import Diverged, Progress
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal
@@ -315,7 +315,10 @@ class Session:
 
     def _check(self, facts: Mapping[str, Any]) -> None:
         """A run is continued as it was written down; what may differ is when it is saved and looked at."""
-        found = changes(facts["config"], self.config.model_dump(mode="json"))
+        then = parse_config(
+            facts["config"], f"the config saved in {self.folder}"
+        )  # a key it lacks: its default
+        found = changes(then.model_dump(mode="json"), self.config.model_dump(mode="json"))
         if refused := [words for key, words in found if key.partition(".")[0] not in FREE]:
             raise SteepestError(
                 f"{self.folder} holds a run of another config ({'; '.join(refused)}); give another --out, or "
