@@ -76,7 +76,7 @@ class RunConfig(StageConfig):
             try:
                 found.append(StageConfig.model_validate({**own, "name": f"stage{i + 1}", **given}))
             except ValidationError as error:
-                raise SteepestError(_sentence(error, where, StageConfig)) from None
+                raise SteepestError(sentence(error, where, StageConfig)) from None
         names = [stage.name for stage in found]
         if len(set(names)) < len(names):
             raise SteepestError(f"two stages have the same name ({', '.join(names)}); name each differently.")
@@ -88,10 +88,10 @@ def parse_config(given: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(given))
     except ValidationError as error:
-        raise SteepestError(_sentence(error, where, RunConfig)) from None
+        raise SteepestError(sentence(error, where, RunConfig)) from None
 
 
-def _sentence(error: ValidationError, where: str, config: type[BaseModel]) -> str:
+def sentence(error: ValidationError, where: str, config: type[BaseModel]) -> str:
     """The first mistake of a config, in words."""
     # A misspelt key leaves another one missing; the misspelling is what helps.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

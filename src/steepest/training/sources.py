@@ -26,6 +26,7 @@ from steepest.data import (
     encode_rows,
     fixed_batches,
     grade,
+    load_corpus,
     load_examples,
     load_tokenizer,
     load_verifier,
@@ -34,7 +35,7 @@ from steepest.data import (
     validation_batches,
     verify,
 )
-from steepest.objectives import Objective, reference_logprobs
+from steepest.objectives import OBJECTIVES, Objective, reference_logprobs
 from steepest.training.config import RunConfig
 from steepest.training.curve import Validation
 from steepest.training.feeds import Stream, to_device
@@ -142,6 +143,24 @@ def _packed(text: Text, part: int, length: int) -> Packed:
 @lru_cache(maxsize=4)
 def _examples(spec: str, kind: str) -> Examples:
     return load_examples(spec, kind)
+
+
+KINDS = {
+    "completion": "completion",
+    "seq2seq": "completion",
+    "preference": "preference",
+    "policy": "prompts",
+}
+"""The kind of examples that a kind of batch is made of."""
+
+
+def check_data(stage: StageConfig) -> None:
+    """Raise if a stage's data cannot be read."""
+    kind = OBJECTIVES[stage.objective_name].batch
+    if kind in KINDS:
+        _examples(stage.data, KINDS[kind])
+    else:
+        load_corpus(stage.data, text_key=stage.text_key)
 
 
 def _rows(stage: StageConfig, kind: str, context: Context) -> tuple[Rows, Rows]:
@@ -288,13 +307,7 @@ def _one_reward(name: str, stage: StageConfig, context: Context) -> Reward:
     if name in VERIFIERS:
         return Verified(VERIFIERS[name])
     if name.startswith("stage:"):
-        own = name.removeprefix("stage:")
-        if own not in context.products:
-            raise SteepestError(
-                f"stage {stage.name}: there is no reward model of a stage {own!r} before it; "
-                f"{', '.join(context.products) or 'no stage'} trains one."
-            )
-        return Scored(context.products[own])
+        return Scored(context.products[name.removeprefix("stage:")])
     if ":" in name:
         return Verified(load_verifier(name))
     raise unknown("reward", name, [*VERIFIERS, "stage:NAME", "package.module:function"])

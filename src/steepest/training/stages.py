@@ -18,6 +18,7 @@ from steepest.data import seed_for
 from steepest.models import RewardModel, ValuedModel, build_model, compile_model, recompute
 from steepest.objectives import OBJECTIVES, Objective, get_objective
 from steepest.optimizer import Optimizer, carry
+from steepest.training.check import check_plan
 from steepest.training.config import RunConfig
 from steepest.training.controls import Controls
 from steepest.training.curve import Curve
@@ -138,6 +139,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         self.plan = self.config.plan()
+        check_plan(self.config)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         tokenizer = load_run_tokenizer(self.config, self.cache)
@@ -192,12 +194,9 @@ class Builder:
 
     def _build(self, index: int) -> Built:
         stage, config = self.plan[index], self.config
-        objective = OBJECTIVES.get(stage.objective_name)
-        drawn = (
-            {"temperature": stage.rollout.temperature} if objective and objective.batch == "policy" else {}
-        )
+        objective = OBJECTIVES[stage.objective_name]
+        drawn = {"temperature": stage.rollout.temperature} if objective.batch == "policy" else {}
         function = get_objective(stage.objective_name, **{**drawn, **stage.objective_options})
-        assert objective is not None  # get_objective has raised
         model = self._model(index)
         source = open_source(stage, objective, self.context)
         controls = Controls.of(stage)
@@ -236,8 +235,7 @@ class Builder:
     def _model(self, index: int) -> nn.Module:
         """The model that a stage trains, with the adapters it asks for."""
         stage = self.plan[index]
-        objective = OBJECTIVES.get(stage.objective_name)
-        kind = objective.model if objective else "causal"
+        kind = OBJECTIVES[stage.objective_name].model
         if self.policy is None:
             self.policy = self._first("seq2seq" if kind == "seq2seq" else "causal")
         if kind == "scored":
@@ -279,11 +277,7 @@ class Builder:
     def _adapted(self, model: nn.Module, stage: StageConfig) -> nn.Module:
         if stage.adapter is None or stage.adapter == "keep":
             return model
-        if not isinstance(stage.adapter, Mapping):
-            raise SteepestError(
-                f"stage {stage.name}: adapter {stage.adapter!r} is neither 'keep' nor settings, as in "
-                "{kind: lora, r: 8}."
-            )
+        assert isinstance(stage.adapter, Mapping)  # check_plan has raised
         seed = seed_for(self.config.seed, f"adapter/{stage.name}")
         return add_adapter(model, parse_adapter(stage.adapter), seed)
 
