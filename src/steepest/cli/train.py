@@ -47,6 +47,7 @@ def train(
     The run lives in a folder. Say the same command again after a crash, a full disk or Ctrl-C, and it goes on
     from the last generation it wrote, with the same numbers as if nothing had happened.
     """
+    from steepest.lab.report import write_run_page
     from steepest.training import forget, load_config, lock
     from steepest.training.export import export
 
@@ -70,12 +71,13 @@ def train(
                 f"`steepest doctor {folder}`."
             )
         export(session, folder)
+        page = write_run_page(folder)
     for result in results:
         name = f"{result.name}: " if result.name else ""
         words = f"{name}{session.words(result)}, after {minutes(result.seconds)} of training"
         console.print(escape(words), soft_wrap=True)
-    for what, file in (("model", "model"), ("curve", "run.json")):
-        console.print(f"{what}   {escape(str(folder / file))}", soft_wrap=True)
+    for what, path in (("page", page), ("model", folder / "model"), ("curve", folder / "run.json")):
+        console.print(f"{what:8}{escape(str(path))}", soft_wrap=True)
 
 
 def _run(
