@@ -171,12 +171,12 @@ def test_a_flat_run_has_one_stage(tmp_path: Path) -> None:
         (
             [("diverged", 91, {"reason": "step 31: the loss is inf"})],
             "Diverged at step 31 of 60 in stage 2 of 4, finetune",
-            "Step 31: the loss is inf.",
+            "It diverged: step 31: the loss is inf.",
         ),
         (
             [("diverged", 91, {"reason": "x"}), ("resume", 60, {})],
             "Stopped at step 31 of 60 in stage 2 of 4, finetune",
-            "It was continued one time.",
+            "It was continued once.",
         ),
     ],
 )
@@ -187,6 +187,9 @@ def test_an_unfinished_run_says_so(tmp_path: Path, events: Any, expected: str, s
     story = read_story(folder)
     assert headline(story) == expected
     assert story.ahead == ("judge", "verified")
+    assert verdict(story)[1] == (
+        "The validation loss went to 1.372 nats a token in pretrain and to 1.745 in finetune."
+    )
     assert any(sentence in said for said in verdict(story))
 
 

@@ -15,7 +15,17 @@ from steepest.training.files import write_atomic
 
 LINES = 400
 """Lines of the journal that the page holds at most: the first half of them, and the last."""
-COLUMNS = ("stage", "objective", "optimizer", "lr", "steps", "tokens", "time", "validation\nfirst", "\nlast")
+COLUMNS = (
+    "stage",
+    "objective",
+    "optimizer",
+    "lr",
+    "steps",
+    "tokens",
+    "time",
+    "validation\nbefore",
+    "\nafter",
+)
 
 
 def write_run_page(folder: Path, out: Path | None = None) -> Path:
@@ -134,21 +144,16 @@ def _row(stage: Stage) -> dict[str, Any]:
 
 
 def _results(stage: Stage) -> list[tuple[str, str]]:
-    """The first and the last validation, and below them their interval or their unit."""
-    values = stage.validation.values
-    if not len(values):
-        return [(words.NONE, ""), (words.NONE, "")]
-    found = []
-    for value in map(float, (values[0], values[-1])):
-        end = stage.interval(value)
-        small = (
-            f"{100 * end.low:.0f} to {100 * end.high:.0f}%"
-            if end.low is not None and end.high is not None
-            else ""
-        )
-        found.append((run_words.validated(value, stage.unit), small))
-    unit = found[-1][1] or stage.unit
-    return [found[0] if len(values) > 1 else (words.NONE, ""), (found[-1][0], unit)]
+    """The validation before the first step and the last one, and below them their interval or their unit."""
+    last = float(stage.validation.values[-1]) if len(stage.validation) else None
+    first, (text, small) = _result(stage, stage.before), _result(stage, last)
+    return [first, (text, small or (stage.unit if last is not None else ""))]
+
+
+def _result(stage: Stage, value: float | None) -> tuple[str, str]:
+    if value is None:
+        return words.NONE, ""
+    return run_words.validated(value, stage.unit), run_words.between(stage, value)
 
 
 def _stage(stage: Stage, panels: Sequence[run_figures.Panel]) -> dict[str, Any]:

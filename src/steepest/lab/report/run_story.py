@@ -125,6 +125,13 @@ class Stage:
         steps = np.array([step for step, _ in found], dtype=np.int64) + self.series.start
         return Column(steps, np.array([value for _, value in found]))
 
+    @property
+    def before(self) -> float | None:
+        """The validation before the first step."""
+        checked = self.validation
+        known = len(checked) > 1 and int(checked.steps[0]) == self.series.start
+        return float(checked.values[0]) if known else None
+
     @cached_property
     def answers(self) -> int | None:
         """How many prompts its validation asks, where it counts right answers and that is known."""

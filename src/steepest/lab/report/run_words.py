@@ -79,6 +79,11 @@ def count(n: int, noun: str) -> str:
     return f"{NUMBERS[n] if n < 2 else f'{n:,}'} {noun}{'' if n == 1 else 's'}"
 
 
+def times(n: int) -> str:
+    """Once, 3 times."""
+    return "once" if n == 1 else f"{n:,} times"
+
+
 def title(key: str, rising: bool = False) -> str:
     """What a column of the metrics is called."""
     if key == "loss" and rising:
@@ -111,7 +116,7 @@ def headline(run: Story) -> str:
         of = f" of {last.planned:,}" if last.planned else ""
         how = "Running:" if run.state == "running" else f"{run.state.capitalize()} at"
         return f"{how} step {last.taken:,}{of}{where}"
-    policy = [stage for stage in run.stages if stage.unit == RIGHT and len(stage.validation) > 1]
+    policy = [stage for stage in run.stages if stage.unit == RIGHT and stage.before is not None]
     if policy:
         before, after = (validated(float(v), RIGHT) for v in _around(policy))
         both = f"{before} of answers right, before and after reinforcement learning"
@@ -143,22 +148,22 @@ def _what(run: Story) -> str:
 
 
 def _losses(run: Story) -> str:
-    """From where to where every loss came."""
-    found = [s for s in run.stages if not s.rising and len(s.validation) > 1]
+    """From where to where every loss came; where it began is known once the run is over."""
+    found = [s for s in run.stages if not s.rising and len(s.validation)]
     if not found:
         return ""
     parts = []
     for i, stage in enumerate(found):
-        first, last = (validated(float(stage.validation.values[k]), stage.unit) for k in (0, -1))
+        begin = "" if stage.before is None else f"from {validated(stage.before, stage.unit)} "
+        end = validated(float(stage.validation.values[-1]), stage.unit)
         unit = f" {stage.unit}" if i == 0 or stage.unit != found[i - 1].unit else ""
-        where = f" in {stage.name}" if len(run.stages) > 1 else ""
-        parts.append(f"from {first} to {last}{unit}{where}")
+        parts.append(f"{begin}to {end}{unit}{f' in {stage.name}' if len(run.stages) > 1 else ''}")
     return f"The validation loss went {words.listing(parts)}."
 
 
 def _answers(run: Story) -> str:
     """Right answers before and after, with what chance alone can do to such a count."""
-    policy = [stage for stage in run.stages if stage.unit == RIGHT and len(stage.validation) > 1]
+    policy = [stage for stage in run.stages if stage.unit == RIGHT and stage.before is not None]
     if not policy:
         return ""
     before, after = (
@@ -172,10 +177,16 @@ def _answers(run: Story) -> str:
 
 def share(stage: Stage, value: float) -> str:
     """A share of right answers: 34% (28 to 40%)."""
+    around = between(stage, value)
+    return f"{validated(value, RIGHT)} ({around})" if around else validated(value, RIGHT)
+
+
+def between(stage: Stage, value: float) -> str:
+    """The interval of a share of right answers: 28 to 40%; nothing where none is known."""
     found = stage.interval(value)
     if found.low is None or found.high is None:
-        return validated(value, RIGHT)
-    return f"{validated(value, RIGHT)} ({100 * found.low:.0f} to {100 * found.high:.0f}%)"
+        return ""
+    return f"{100 * found.low:.0f} to {100 * found.high:.0f}%"
 
 
 def _around(policy: Sequence[Stage]) -> tuple[float, float]:
@@ -192,9 +203,9 @@ def _care(run: Story) -> str:
     if kinds["veto"]:
         parts.append(f"{count(kinds['veto'], 'step')} {'was' if kinds['veto'] == 1 else 'were'} not taken")
     if kinds["rollback"]:
-        parts.append(f"it was rolled back {count(kinds['rollback'], 'time')}")
+        parts.append(f"it was rolled back {times(kinds['rollback'])}")
     if kinds["resume"]:
-        parts.append(f"it was continued {count(kinds['resume'], 'time')}")
+        parts.append(f"it was continued {times(kinds['resume'])}")
     return sentence(words.listing(parts))
 
 
@@ -206,7 +217,7 @@ def _state(run: Story) -> str:
         return "It was stopped before its end; the same `steepest train` goes on from its last generation."
     if run.state == "diverged":
         why = [str(e.get("reason", "")) for e in run.journal if e.get("kind") == "diverged"]
-        return sentence(why[-1][:300]) if why else ""
+        return sentence(f"it diverged: {why[-1][:300]}") if why and why[-1] else ""
     return ""
 
 
