@@ -178,6 +178,20 @@ def test_a_clip_that_cannot_be_is_a_sentence(clip: float) -> None:
         config(clip=clip)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "where"),
+    [
+        ({"name": "adamw", "lr": 0.1, "eps": 0}, "the optimizer"),
+        ({"name": "adafactor", "lr": 0.1, "eps": [0.0, 1e-3]}, "the optimizer"),
+        ({"name": "adamw", "lr": 0.1, "lora_b": {"eps": 0.0}}, "lora_b"),
+    ],
+)
+def test_an_eps_of_zero_is_a_sentence_that_names_its_group(optimizer: dict[str, Any], where: str) -> None:
+    """A gradient that is zero, as of a token that a batch does not have, would divide zero by it."""
+    with pytest.raises(SteepestError, match=f"{where}: an eps of 0 makes NaN"):
+        config(optimizer=optimizer)
+
+
 def test_a_schedule_that_is_stepped_past_its_end_holds() -> None:
     p = nn.Parameter(torch.ones(2))
     shape = schedules.cosine(0.1, 4, final=0.1)

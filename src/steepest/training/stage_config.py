@@ -137,6 +137,12 @@ class StageConfig(Frozen):
         rate = value["lr"]
         if not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
             raise SteepestError(f"the optimizer's lr must be a number from 0 up, got {rate!r}.")
+        for where, own in (("the optimizer", value), *((route, value.get(route)) for route in ROUTES)):
+            eps = own.get("eps") if isinstance(own, Mapping) else None
+            if (eps[:1] if isinstance(eps, (list, tuple)) else [eps]) in ([0], (0,)):
+                raise SteepestError(
+                    f"{where}: an eps of 0 makes NaN wherever a gradient is 0; give a small one, as in 1e-8."
+                )
         return value
 
     @model_validator(mode="before")
