@@ -151,7 +151,7 @@ class Learner:
         unit: the first micro-batch's weight, in units of which this one's counts; 0 for the first itself.
         Gradients then have the size of one batch's, for which float16 has room.
         """
-        torch.manual_seed(seed_for(self.seed, f"dropout/{place}"))
+        _reseed(seed_for(self.seed, f"dropout/{place}"), self.precision.device)
         with self.precision.region():
             loss, facts = self.objective(self.model, batch)
         weight = float(facts.get("weight", facts["tokens"]))
@@ -203,3 +203,11 @@ def _mean(parts: Sequence[Part]) -> tuple[Tensor, dict[str, Any]]:
     shares = [(part, part.weight / whole) for part in parts]
     total = torch.stack([part.loss * share for part, share in shares]).sum()
     return total, {name: sum(part.facts[name] * share for part, share in shares) for name in parts[0].facts}
+
+
+def _reseed(seed: int, device: torch.device) -> None:
+    """Seed the generators that a forward pass draws from. torch.manual_seed takes a millisecond: for every
+    accelerator that might be used later it writes down where it was called from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
