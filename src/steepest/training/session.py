@@ -74,13 +74,18 @@ class Session:
     def run(self) -> list[StageResult]:
         """Train all stages that are not done. Raises `Stopped` after a signal, with everything saved."""
         self._begin()
-        while self.index < len(self.plan):
-            try:
-                self._train_stage()
-            except _RollBack as asked:
-                self._roll_back(asked)
-            if self.results and self.results[-1].reason is not None:
-                break
+        try:
+            while self.index < len(self.plan):
+                try:
+                    self._train_stage()
+                except _RollBack as asked:
+                    self._roll_back(asked)
+                if self.results and self.results[-1].reason is not None:
+                    break
+        except SteepestError as error:
+            self.journal.event("error", self.attempt, reason=str(error))
+            self._close()
+            raise
         self._close()
         return self.results
 

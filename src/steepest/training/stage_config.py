@@ -101,7 +101,8 @@ class StageConfig(Frozen):
     packing:   documents are packed whole into rows, and do not see each other (next_token).
     steps, until: how long. evals: validations, evenly spaced; validation_windows: rows that each reads.
     adapter:   {"kind": "lora", "r": 8}, "keep", or null: adapters are merged, and all weights are trained.
-    moments:   what becomes of the optimizer's state at the border before this stage: docs/stages.md.
+    moments:   what becomes of the optimizer's state at the border before this stage (docs/training.md); null
+               is "keep" where rule and codecs stay what they were, else "convert".
     guard, controller: of `training.guard` and `training.control`.
     """
 
@@ -121,7 +122,7 @@ class StageConfig(Frozen):
     evals: int = Field(default=8, ge=1)
     validation_windows: int = Field(default=64, ge=1)
     adapter: dict[str, Any] | str | None = None
-    moments: str | dict[str, Any] = "keep"
+    moments: str | list[Any] | dict[str, Any] | None = None
     guard: dict[str, Any] = Field(default_factory=dict)
     controller: dict[str, Any] | None = None
     rollout: RolloutConfig = RolloutConfig()

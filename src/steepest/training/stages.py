@@ -32,9 +32,9 @@ from steepest.training.precision import Precision
 from steepest.training.recipe import build_optimizer
 from steepest.training.rollouts import Rollouts
 from steepest.training.sources import Context, Source, load_run_tokenizer, open_source, text_of
-from steepest.training.stage_config import StageConfig
+from steepest.training.stage_config import ROUTES, StageConfig
 from steepest.training.text import Text
-from steepest.training.weights import load_weights, weights
+from steepest.training.weights import check_weights, load_weights, weights
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
@@ -102,12 +102,17 @@ class Built:
     def load(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         """Become what was saved; a mismatch raises before anything is changed."""
         learner = self.stage.learner
-        load_weights(self.model, tensors["model"])
+        models = {
+            "model": self.model,
+            **({"reference": self.reference} if self.reference is not None else {}),
+        }
+        for group, model in models.items():
+            check_weights(model, tensors[group])
         if self.controls is not None and facts["controls"] is not None:
             self.controls.load(facts["controls"])  # first: the optimizer asks its schedules for the next rate
         self.optimizer.import_state(tensors["optimizer"], facts["optimizer"])
-        if self.reference is not None:
-            load_weights(self.reference, tensors["reference"])
+        for group, model in models.items():
+            load_weights(model, tensors[group])
         self.source.tables.update(tensors.get("tables", {}))
         self.stage.place = Place(**facts["place"])
         training, validation = facts["curves"]
@@ -159,9 +164,15 @@ class Builder:
         built.source.prepare(built.model)
         if self.previous is not None and not is_apart(stage):
             with self._first_gradients(built):
-                carried = carry(self.previous, built.optimizer, stage.moments)
+                carried = carry(self.previous, built.optimizer, stage.moments or self._usual(index))
             built.carried, built.words = carried.to_json(), str(carried)
         return built
+
+    def _usual(self, index: int) -> str:
+        """The moment policy where none is stated."""
+        stage = self.plan[index]
+        before = next(own for own in reversed(self.plan[:index]) if not is_apart(own))
+        return "keep" if _stored(stage.optimizer) == _stored(before.optimizer) else "convert"
 
     def _first_gradients(self, built: Built) -> AbstractContextManager[None]:
         """What the stage's first step would see, where a moment policy asks how large that step is to be."""
@@ -325,6 +336,12 @@ class Builder:
         if found is not None and built is not None:
             found.load(tensors, built)
         return found
+
+
+def _stored(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how an optimizer's state is stored: rules, codecs, dialects, those of routes too."""
+    out: dict[str, Any] = {key: optimizer.get(key) for key in ("name", "state", "param", "dialect")}
+    return out | {route: _stored(optimizer[route]) for route in ROUTES if route in optimizer}
 
 
 def is_apart(stage: StageConfig) -> bool:

@@ -21,8 +21,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return out
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved numbers into a model; names, shapes and types are all checked before anything moves."""
+def check_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless saved numbers fit a model: the same names, shapes and types."""
     own = weights(model)
     if odd := sorted(set(own) ^ set(tensors)):
         raise SteepestError(
@@ -34,6 +34,11 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"the saved {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, this model's is "
                 f"{tuple(value.shape)} {value.dtype}."
             )
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved numbers into a model; that they fit is checked before anything moves."""
+    check_weights(model, tensors)
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in weights(model).items():
             value.copy_(tensors[name])
