@@ -174,7 +174,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_is_a_sentence(start: Start, tmp_path: Path) -> None:
+def test_ctrl_c_in_training_saves_and_stops(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "optimizer: {name: adamw, lr: 1e-3}\nmodel: toys:bigram\ndata: synthetic\nsteps: 10000000\n"
     )
@@ -183,4 +183,5 @@ def test_ctrl_c_in_training_is_a_sentence(start: Start, tmp_path: Path) -> None:
     time.sleep(2)
     os.killpg(training.pid, signal.SIGINT)
     code, out, err = end(training)
-    assert (code, err) == (130, "") and "stopped; nothing was saved" in out
+    assert (code, err) == (130, "") and "SIGINT: saving, then stopping" in out
+    assert (tmp_path / "runs" / "run" / "checkpoints" / "CURRENT").exists()
