@@ -268,7 +268,7 @@ def test_groups_of_equal_rewards_move_nothing_and_are_counted(
     monkeypatch.setattr(session_cases, "letters", lambda completion, row: 0.25)
     made = finished(tmp_path, {**POLICY, "objective": {"name": "grpo", "kl_coef": 0.0}})
     lines = read_metrics(tmp_path)
-    assert [line["zero_variance"] for line in lines] == [1.0] * 3
+    assert [line["zero_variance_groups"] for line in lines] == [1.0] * 3
     assert all(line["committed"] and line["update_norm"] == 0.0 for line in lines)
     first, *_, last = generations(tmp_path).values()
     weights = {key: sha for key, sha in first["tensors"].items() if key[0] == "model"}

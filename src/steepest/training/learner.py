@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steepest.data import seed_for
 from steepest.optimizer import Judgement, Optimizer
+from steepest.training.health import square_norm
 from steepest.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Any]]]
 class Update:
     """What one step came to.
 
-    loss and facts: means over the step's weight (target tokens, or pairs).  tokens: read.
+    loss and facts: means over `weight` (target tokens, or pairs).  tokens: read.
     norm: of the gradients, unscaled and before clipping, NaN if nobody looked.  rate: the learning rate.
     why: the reason of a veto.  seconds: of the step, and of the optimizer's part in it.
     """
@@ -39,6 +40,7 @@ class Update:
     loss: float
     facts: Mapping[str, float]
     tokens: int
+    weight: float
     committed: bool
     norm: float
     rate: float
@@ -64,8 +66,11 @@ class Learner:
     no generator to save.
 
     foresees: whether the size of the next step is asked for before it is taken; `foreseen` has it then, by
-    the names of some tensors.
+    the names of some tensors.  measures: whether the first of several micro-batches is to be measured alone;
+    `small` then has the square of its gradient's norm, and its weight (`NoiseScale`).
     """
+
+    small: tuple[float, float] | None
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Learner:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.seed, self.precision, self.guard = seed, precision, guard
         self.foresees, self.foreseen = False, dict[str, float]()
+        self.measures, self.small = False, None
 
     def update(self, micro: Sequence[Batch], attempt: int) -> Update:
         """One step on these micro-batches, which together equal one batch: losses count by their weight.
@@ -115,6 +121,7 @@ class Learner:
             value,
             {name: float(x) for name, x in facts.items()},
             sum(part.tokens for part in parts),
+            sum(part.weight for part in parts),
             committed,
             verdict.norm,
             rate,
@@ -135,8 +142,12 @@ class Learner:
     def _gradients(self, micro: Sequence[Batch], place: str) -> tuple[list[Part], float]:
         """Backward passes of all micro-batches, and what the gradients are to be divided by afterwards."""
         parts: list[Part] = []
+        self.small = None
         for i, batch in enumerate(micro):
             parts.append(self._backward(batch, f"{place}/{i}", parts[0].weight if parts else 0.0))
+            if self.measures and i == 0 and len(micro) > 1:
+                scale = self.precision.scale.value if self.precision.scale else 1.0
+                self.small = square_norm([g for _, g in self.named_gradients()], scale), parts[0].weight
         unit = parts[0].weight or 1.0
         whole = sum(part.weight for part in parts) or 1.0
         return parts, whole / unit * (self.precision.scale.value if self.precision.scale else 1.0)

@@ -166,7 +166,9 @@ class Rollouts:
             "length": float(sampled.targets.sum(1).float().mean()),
         }
         if group > 1:
-            self.facts["zero_variance"] = advantages.zero_variance(rewards, group) / (len(rewards) // group)
+            self.facts["zero_variance_groups"] = advantages.zero_variance(rewards, group) / (
+                len(rewards) // group
+            )
         if "reference_logp" in batch:
             difference = (batch["old_logp"] - batch["reference_logp"]).sum() / sampled.targets.sum()
             self.facts["kl_reference"] = float(difference)

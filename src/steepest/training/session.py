@@ -118,6 +118,7 @@ class Session:
         built, stage = self.built, self.built.stage
         stage.place.attempt = self.attempt
         stage.learner.foresees = built.crossed and stage.place.step == 0
+        stage.learner.measures = built.health is not None and built.health.due(self.attempt + 1)
         stage.skip = frozenset(self.skip.get(built.source.key, ()))
         result = StageResult(stage.name, built.config.objective_name, built.source.unit, stage.curves)
         try:
@@ -188,10 +189,15 @@ class Session:
         if health is not None:
             health.count(committed=update.committed, clipped=values["clipped"])
             if health.due(self.attempt):
-                place = stage.place
-                found, layers = health.look(self.attempt, optimizer, place.step, stage.steps, update.facts)
+                if (small := stage.learner.small) is not None and update.committed:
+                    health.noise.add(small[0], update.norm**2, small[1], update.weight)
+                done, of = stage.place.step, stage.steps
+                found, layers = health.look(
+                    self.attempt, optimizer, done, of, update.facts, batch=update.weight
+                )
                 findings += found
                 values["layers"] = layers
+            stage.learner.measures = health.due(self.attempt + 1)
         self._tell_findings(stage, findings)
         self._warned |= bool(guard and guard.early_warning) or bool(health and health.early_warning)
         self.journal.metrics(self.attempt, values)

@@ -31,7 +31,6 @@ MARKED = {
     "loss_spike": "loss",
     "grad_norm_spike": "grad_norm",
     "update_norm_spike": "update_norm",
-    "zero_variance_groups": "zero_variance",
 }
 """Indicators of the whole run that have not the name of the number they are marked at."""
 

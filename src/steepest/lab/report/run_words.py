@@ -35,7 +35,7 @@ TITLES = {
     "kl_old": "KL(old ‖ new)",
     "kl_reference": "KL, as sampled",
     "reward_std": "reward spread",
-    "zero_variance": "uniform groups",
+    "zero_variance_groups": "uniform groups",
     "length": "tokens an answer",
 }
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
