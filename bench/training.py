@@ -24,7 +24,7 @@ from steepest.data import Batches, seed_for
 from steepest.lab.bench.facts import machine, today, versions
 from steepest.models import build_model
 from steepest.training import RunConfig, Session, write_atomic
-from steepest.training.run import text_of
+from steepest.training.text import text_of
 
 FIRST = 10
 """Steps that are not timed."""

@@ -24,7 +24,7 @@ from steepest.lab import Pool
 from steepest.lab.trial import answer, versions
 from steepest.models import build_model
 from steepest.training import RunConfig
-from steepest.training.run import text_of
+from steepest.training.text import text_of
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 

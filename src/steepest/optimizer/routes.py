@@ -88,12 +88,14 @@ def routing_digest(rows: Sequence[Sequence[Any]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module | Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
     """Parameter groups as language models are usually decayed: matrices are, biases and norms are not.
 
-    Goes into any constructor, torch's too: `steepest.Lion(decay_groups(model), lr=1e-4, weight_decay=1.0)`.
+    model: a module, or named parameters. The groups go into any constructor, torch's too:
+    `steepest.Lion(decay_groups(model), lr=1e-4, weight_decay=1.0)`.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    given = model.named_parameters() if isinstance(model, nn.Module) else model
+    named = [(name, p) for name, p in given if p.requires_grad]
     rest = [(name, p) for name, p in named if not matrices(name, p)]
     groups: list[dict[str, Any]] = [{"params": [(name, p) for name, p in named if matrices(name, p)]}]
     if rest:

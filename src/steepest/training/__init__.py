@@ -4,8 +4,9 @@ from steepest.training.config import RunConfig, load_config, parse_config
 from steepest.training.curve import Curve, Diverged, Progress, Validation
 from steepest.training.files import lock, write_atomic
 from steepest.training.loop import Stage, train
+from steepest.training.recipe import build_optimizer
 from steepest.training.result import StageResult
-from steepest.training.run import Run, build_optimizer, prepare, run, stage_of
+from steepest.training.run import Run, prepare, run, stage_of
 from steepest.training.session import Session, forget
 from steepest.training.signals import Stop, Stopped, catching
 from steepest.training.stage_config import ScheduleConfig, StageConfig

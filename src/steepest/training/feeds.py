@@ -1,10 +1,9 @@
-"""Batches for the loop: text, examples. Every one is a pure function of a position in the data."""
+"""Batches for the loop, each a pure function of a position in the data, and the device they go to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +35,6 @@ class Stream:
     def round(self, position: int) -> Sequence[Sequence[Batch]]:
         first = position * self.accumulate
         return [[to_device(self.at(first + i), self.device) for i in range(self.accumulate)]]
-
-
-def frozen_facts(
-    at: Callable[[int], dict[str, Any]], extra: Callable[[dict[str, Any]], Mapping[str, Tensor]]
-) -> Callable[[int], dict[str, Any]]:
-    """Batches with what a frozen model says about them (reference log-probabilities)."""
-
-    def with_extra(position: int) -> dict[str, Any]:
-        batch = at(position)
-        return {**batch, **extra(batch)}
-
-    return with_extra
 
 
 def usable_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from steepest.adapters import is_lora_a, is_lora_b, is_magnitude
 from steepest.contract import Schedule
-from steepest.optimizer import Optimizer, matrices
+from steepest.optimizer import Optimizer, decay_groups
 from steepest.rules import find_card
 from steepest.training.stage_config import StageConfig
 
@@ -67,12 +67,8 @@ def _groups(stage: StageConfig, model: nn.Module, make: Make) -> Iterator[dict[s
         if adapted and route in ("", "lora_b"):
             yield {"params": own, **options, "weight_decay": 0.0}
             continue
-        large = [(name, p) for name, p in own if matrices(name, p)]
-        small = [(name, p) for name, p in own if not matrices(name, p)]
-        if large:
-            yield {"params": large, **options}
-        if small:
-            yield {"params": small, **options, "weight_decay": 0.0}
+        for group in decay_groups(own):
+            yield {**options, **group}
 
 
 def _options(stage: StageConfig, given: Mapping[str, Any], make: Make) -> dict[str, Any]:

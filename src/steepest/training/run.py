@@ -1,8 +1,7 @@
-"""From a config to a finished run: what is loaded, what is built, in which order the seeds are drawn."""
+"""A flat config as one run with nothing written: what the lab's trials are."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,25 +9,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from steepest.data import Batches, seed_for, validation_batches
+from steepest.data import seed_for
 from steepest.models import build_model
-from steepest.objectives import get_objective
-from steepest.optimizer import Optimizer, decay_groups
-from steepest.rules import find_card
+from steepest.objectives import OBJECTIVES, get_objective
+from steepest.optimizer import Optimizer
 from steepest.training.config import RunConfig
-from steepest.training.curve import Curve, Diverged, Progress, Trained, Validation
-from steepest.training.feeds import Stream, usable_device
+from steepest.training.curve import Curve, Diverged, Progress, Trained
+from steepest.training.feeds import usable_device
 from steepest.training.learner import Learner
 from steepest.training.loop import Stage, train
 from steepest.training.precision import Precision
-from steepest.training.text import Text, load_text
-
-
-def text_of(config: RunConfig, cache: Path | None = None) -> Text:
-    """The text a config trains on."""
-    return load_text(
-        config.data, config.text_key, config.tokenizer, config.model, str(cache) if cache else None
-    )
+from steepest.training.recipe import build_optimizer
+from steepest.training.sources import Context, Source, open_source
+from steepest.training.text import Text, text_of
 
 
 @dataclass
@@ -37,6 +30,7 @@ class Run:
 
     config: RunConfig
     text: Text
+    source: Source
     model: nn.Module
     optimizer: Optimizer
     curves: tuple[Curve, Curve] = field(default_factory=lambda: (Curve(), Curve()))
@@ -49,18 +43,6 @@ class Run:
         return self.trained.validation.loss[-1] if self.trained else None
 
 
-def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
-    """The config's optimizer over a model: weight decay on matrices only, lr on its schedule."""
-    card = find_card(config.optimizer["name"])
-    return Optimizer(
-        decay_groups(model),
-        card.rule,
-        lr=config.schedule.build(config.optimizer["lr"], config.steps),
-        max_grad_norm=config.clip,
-        **{**card.settings, **config.hyper},
-    )
-
-
 def prepare(config: RunConfig, cache: Path | None = None) -> Run:
     """Load and build everything; the config's mistakes come out here, before any training.
 
@@ -70,36 +52,38 @@ def prepare(config: RunConfig, cache: Path | None = None) -> Run:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     text = text_of(config, cache)
+    device = usable_device(config.device)
     model = build_model(
         config.model,
         vocab_size=text.tokenizer.vocab_size,
         context=config.context,
         seed=seed_for(config.seed, "init"),
-    ).to(usable_device(config.device))
-    return Run(config, text, model, build_optimizer(config, model))
+    ).to(device)
+    source = open_source(
+        config, OBJECTIVES[config.objective_name], Context(config, text.tokenizer, device, cache, {})
+    )
+    return Run(config, text, source, model, build_optimizer(config, model))
 
 
 def stage_of(made: Run) -> Stage:
     """A prepared run as the one stage that it is."""
-    config, text = made.config, made.text
-    batches = Batches(
-        text.train, batch=config.batch, length=config.context, seed=seed_for(config.seed, "data")
+    config = made.config
+    learner = Learner(
+        made.model,
+        made.optimizer,
+        get_objective(config.objective_name, **config.objective_options),
+        seed=config.seed,
+        precision=Precision(config.precision, usable_device(config.device)),
     )
-    held_out = validation_batches(
-        text.validation, batch=32, length=config.context, limit=config.validation_windows
-    )
-    objective = get_objective(config.objective_name, **config.objective_options)
-    device = usable_device(config.device)
-    precision = Precision(config.precision, device)
     return Stage(
         "",
-        Learner(made.model, made.optimizer, objective, seed=config.seed, precision=precision),
-        Stream(batches.at, config.accumulate, device),
-        Validation([batch.to(device) for batch in held_out], objective),
+        learner,
+        made.source.feed(learner),
+        made.source.validation(learner),
         steps=config.steps,
         evals=config.evals,
         until=config.until,
-        guess=math.log(text.tokenizer.vocab_size),
+        guess=made.source.guess,
         curves=made.curves,
     )
 

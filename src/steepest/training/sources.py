@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from steepest.training.learner import Batch, Learner
 from steepest.training.loop import Feed
 from steepest.training.rollouts import Answers, Reward, RewardValidation, Rollouts, Scored, Verified, Weighed
 from steepest.training.stage_config import StageConfig
-from steepest.training.text import Text, load_text
+from steepest.training.text import Text, text_of
 
 VERIFIERS: Mapping[str, Callable[[str, Mapping[str, Any]], float]] = {"task": verify, "grade": grade}
 """Rewards by a short name: right or wrong, and how right."""
@@ -89,18 +89,12 @@ def load_run_tokenizer(config: RunConfig, cache: Path | None) -> Tokenizer:
     """The tokenizer of a run; one that is trained is trained on the first stage's text."""
     for stage in config.plan():
         if stage.objective_name == "next_token":
-            return text_of(stage, config, cache).tokenizer
+            return text_of(config, cache, stage=stage).tokenizer
     if config.tokenizer == "model" or config.tokenizer == "bytes":
         folder = config.model if Path(config.model).is_dir() else None
         return load_tokenizer(config.tokenizer, None, model_path=folder)
     raise SteepestError(
         f"tokenizer {config.tokenizer!r} is trained on text, and no stage reads any; use bytes, or model."
-    )
-
-
-def text_of(stage: StageConfig, config: RunConfig, cache: Path | None) -> Text:
-    return load_text(
-        stage.data, stage.text_key, config.tokenizer, config.model, str(cache) if cache else None
     )
 
 
@@ -113,7 +107,7 @@ def open_source(stage: StageConfig, objective: Objective, context: Context) -> S
 
 
 def _text(stage: StageConfig, objective: Objective, context: Context) -> Source:
-    text = text_of(stage, context.config, context.cache)
+    text = text_of(context.config, context.cache, stage=stage)
     shape = {"batch": stage.batch, "length": stage.context}
     if stage.packing:
         train, held_out = (_packed(text, part, stage.context) for part in (0, 1))
@@ -170,7 +164,7 @@ def _rows(stage: StageConfig, kind: str, context: Context) -> tuple[Rows, Rows]:
     return encode(found.train), encode(found.validation)
 
 
-def _measured(stage: StageConfig, rows: Rows, context: Context) -> list[Batch]:
+def _measured(stage: StageConfig, rows: Rows | WithReference, context: Context) -> list[Batch]:
     return [
         to_device(b, context.device)
         for b in fixed_batches(rows, batch=MEASURED, limit=stage.validation_windows)
@@ -190,12 +184,20 @@ def _seq2seq(stage: StageConfig, objective: Objective, context: Context) -> Sour
     return _from_rows(stage, encode(found.train), encode(found.validation), context)
 
 
-def _from_rows(stage: StageConfig, train: Rows, held_out: Rows, context: Context) -> Source:
+def _from_rows(
+    stage: StageConfig,
+    train: Rows | WithReference,
+    held_out: Rows | WithReference,
+    context: Context,
+    unit: str = "nats a token",
+) -> Source:
     sampler = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"), by_length=True)
+    measured = cache(partial(_measured, stage, held_out, context))  # made late: the model is asked before
     return Source(
         key=f"{stage.objective_name} {stage.data} {stage.batch} {stage.context}",
         feed=lambda learner: Stream(sampler.at, stage.accumulate, context.device),
-        validation=lambda learner: Validation(_measured(stage, held_out, context), learner.objective),
+        validation=lambda learner: lambda model: Validation(measured(), learner.objective)(model),
+        unit=unit,
     )
 
 
@@ -204,59 +206,50 @@ def _from_rows(stage: StageConfig, train: Rows, held_out: Rows, context: Context
 
 def _preferences(stage: StageConfig, objective: Objective, context: Context) -> Source:
     train, held_out = _rows(stage, "preference", context)
-    cached = objective.options.get("reference") is not None and (
-        stage.objective_options.get("reference", "cached") == "cached"
-    )
-    source = _from_rows(stage, train, held_out, context)
-    source.unit = "nats a pair"
-    if cached:
-        _with_reference(source, stage, train, held_out, context)
+    if "reference" not in objective.options or stage.objective_options.get("reference", "cached") != "cached":
+        return _from_rows(stage, train, held_out, context, unit="nats a pair")
+    tables: dict[str, Tensor] = {}
+    told = [WithReference(*own, tables) for own in (("train", train), ("held_out", held_out))]
+    source = _from_rows(stage, *told, context, unit="nats a pair")
+    source.tables = tables
+
+    def ask(model: nn.Module) -> None:
+        for part in told:
+            part.ask(model, context.device)
+
+    source.prepare = ask
     return source
 
 
-def _with_reference(
-    source: Source, stage: StageConfig, train: Rows, held_out: Rows, context: Context
-) -> None:
-    """What the model says of every pair before this stage changes it: asked once, and kept in generations."""
-    names = ("reference_chosen", "reference_rejected")
-    order = Sampler(train, batch=stage.batch, seed=context.seed(f"data/{stage.data}"), by_length=True).order
+REFERENCE = ("reference_chosen", "reference_rejected")
 
-    def prepare(model: nn.Module) -> None:
-        for part, rows in (("train", train), ("held_out", held_out)):
-            found: dict[str, list[Tensor]] = {name: [] for name in names}
-            for start in range(0, len(rows.lengths), MEASURED):
-                batch = rows.batch(np.arange(start, min(start + MEASURED, len(rows.lengths))))
-                for name, value in reference_logprobs(model, to_device(batch, context.device)).items():
-                    found[name].append(value)
-            source.tables.update({f"{part}.{name}": torch.cat(parts) for name, parts in found.items()})
 
-    def told(part: str, rows: Rows, indices: Any) -> Batch:
-        batch = to_device(rows.batch(indices), context.device)
-        return {
-            **batch,
-            **{name: source.tables[f"{part}.{name}"][torch.from_numpy(indices)] for name in names},
-        }
+@dataclass(frozen=True)
+class WithReference:
+    """Rows with what the model says of them before a stage changes it: asked once, and kept in `tables`."""
 
-    def validation(learner: Learner) -> Callable[[nn.Module], float]:
-        count = min(len(held_out.lengths), stage.validation_windows)
-        chosen = np.arange(count, dtype=np.int64) * len(held_out.lengths) // count
-        parts = [chosen[i : i + MEASURED] for i in range(0, count, MEASURED)]
-        return Validation([told("held_out", held_out, part) for part in parts], learner.objective)
+    part: str
+    rows: Rows
+    tables: dict[str, Tensor]
 
-    def feed(learner: Learner) -> Feed:
-        return Stream(lambda at: told("train", train, order.at(at)), stage.accumulate, context.device)
+    @property
+    def lengths(self) -> Indices:
+        return self.rows.lengths
 
-    def later(learner: Learner) -> Callable[[nn.Module], float]:
-        made: list[Callable[[nn.Module], float]] = []
+    def batch(self, indices: Indices) -> Batch:
+        columns = {name: self.tables[f"{self.part}.{name}"] for name in REFERENCE}
+        own = torch.from_numpy(indices)
+        return {**self.rows.batch(indices), **{name: column[own] for name, column in columns.items()}}
 
-        def measure(model: nn.Module) -> float:
-            if not made:
-                made.append(validation(learner))
-            return made[0](model)
-
-        return measure
-
-    source.feed, source.validation, source.prepare = feed, later, prepare
+    def ask(self, model: nn.Module, device: torch.device) -> None:
+        """Fill the tables."""
+        count = len(self.lengths)
+        found = [
+            reference_logprobs(model, to_device(self.rows.batch(indices), device))
+            for indices in np.split(np.arange(count), range(MEASURED, count, MEASURED))
+        ]
+        for name in REFERENCE:
+            self.tables[f"{self.part}.{name}"] = torch.cat([batch[name] for batch in found]).cpu()
 
 
 # ---------------------------------------------------------------------- rollouts
@@ -274,7 +267,8 @@ def _policy(stage: StageConfig, objective: Objective, context: Context) -> Sourc
         config=stage.rollout,
     )
     reward = _reward(stage, context)
-    check = Verified(VERIFIERS["task"]) if stage.data.startswith("tasks") else reward
+    generated = stage.data.startswith("tasks")
+    check = Verified(VERIFIERS["task"]) if generated else reward
 
     def feed(learner: Learner) -> Feed:
         return Rollouts(
@@ -292,7 +286,7 @@ def _policy(stage: StageConfig, objective: Objective, context: Context) -> Sourc
         feed=feed,
         validation=lambda learner: RewardValidation(_measured(stage, held_out, context), answers, check),
         rising=True,
-        unit="of answers right" if isinstance(check, Verified) and check is not reward else "reward",
+        unit="of answers right" if generated else "reward",
     )
 
 

@@ -31,9 +31,9 @@ from steepest.training.loop import Place, Stage
 from steepest.training.precision import Precision
 from steepest.training.recipe import build_optimizer
 from steepest.training.rollouts import Rollouts
-from steepest.training.sources import Context, Source, load_run_tokenizer, open_source, text_of
+from steepest.training.sources import Context, Source, load_run_tokenizer, open_source
 from steepest.training.stage_config import ROUTES, StageConfig
-from steepest.training.text import Text
+from steepest.training.text import Text, text_of
 from steepest.training.weights import check_weights, load_weights, weights
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -193,7 +193,7 @@ class Builder:
         """The text that a stage reads, if it reads any."""
         stage = next(stage for stage in self.plan if stage.name == name)
         reads = OBJECTIVES[stage.objective_name].batch == "text"
-        return text_of(stage, self.config, self.cache) if reads else None
+        return text_of(self.config, self.cache, stage=stage) if reads else None
 
     def final(self) -> nn.Module:
         """The policy as it is used: without adapters."""

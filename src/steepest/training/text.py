@@ -11,6 +11,8 @@ import numpy as np
 
 from steepest.contract import SteepestError
 from steepest.data import Corpus, Tokenizer, bits_per_byte, load_corpus, load_tokenizer
+from steepest.training.config import RunConfig
+from steepest.training.stage_config import StageConfig
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,15 @@ class Text:
         return bits_per_byte(nats_per_token, len(self.validation), len(self.corpus.validation))
 
 
+def text_of(config: RunConfig, cache: Path | None = None, *, stage: StageConfig | None = None) -> Text:
+    """The text that a run, or one of its stages, trains on."""
+    own = config if stage is None else stage
+    folder = str(cache) if cache else None
+    return _load(own.data, own.text_key, config.tokenizer, config.model, folder)
+
+
 @lru_cache(maxsize=2)
-def load_text(data: str, text_key: str, tokenizer: str, model: str, cache: str | None) -> Text:
-    """The corpus of a config in tokens."""
+def _load(data: str, text_key: str, tokenizer: str, model: str, cache: str | None) -> Text:
     corpus = load_corpus(data, text_key=text_key)
     folder = model if Path(model).is_dir() else None
     if tokenizer == "model" and folder is None:
