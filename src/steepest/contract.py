@@ -183,6 +183,26 @@ class Codec:
     lossy: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The part of a tensor that is held in one place: slices of its first dimension that follow each other.
+
+    shape: of the whole tensor.  first: the number of the first slice held here.
+    """
+
+    shape: torch.Size
+    first: int = 0
+
+    @property
+    def start(self) -> int:
+        """Elements of the whole tensor before this part."""
+        return self.first * math.prod(self.shape[1:])
+
+
+AddUp = Callable[[torch.Tensor], None]
+"""Adds a float64 vector, in place, over all who hold the other parts of the same tensors. Everyone calls it
+equally often, in the same order, with vectors of one length."""
+
 Decay = Literal["decoupled", "l2", "inside"]
 """Where weight decay enters: at the parameter (decoupled), added to the gradient before the rule
 (l2), or in the rule's own formula (inside)."""

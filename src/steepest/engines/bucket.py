@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steepest.apply import observe
 from steepest.codecs import Noise, decode_all, encode_all, pack, stored_name, tensor_key, unpack, word
-from steepest.contract import Codec, Live, Rule, Slots
+from steepest.contract import AddUp, Codec, Live, Rule, Shard, Slots
 from steepest.engines.norms import global_norm
 
 
@@ -29,6 +29,8 @@ class Bucket:
     ordinals:  the place of each parameter among all of the optimizer's, for the noise.
     telemetry: whether `Engine.run` is to return sums.
     tensors:   hyperparameters that are numbers on the device, by name; `h` holds any number in their place.
+    shards:    which part of its whole tensor each parameter is; None where all are whole.
+    add_up:    how a rule's sums over tensors are completed; None where nothing is cut, or no sums are asked.
     """
 
     rule: Rule
@@ -41,6 +43,8 @@ class Bucket:
     seed: int
     telemetry: bool
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    shards: Sequence[Shard] | None = None
+    add_up: AddUp | None = None
 
 
 @dataclass(frozen=True, slots=True)
