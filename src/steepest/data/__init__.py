@@ -1,6 +1,6 @@
 """Text, its tokens, and the order in which they are seen. See docs/data.md."""
 
-from steepest.data.batches import Batches, validation_batches
+from steepest.data.batches import Batches, Indices, validation_batches
 from steepest.data.chat import Encoded, encode_answer, encode_prompt
 from steepest.data.corpus import Corpus, load_corpus
 from steepest.data.examples import Examples, Row, load_examples
@@ -17,6 +17,7 @@ __all__ = [
     "Corpus",
     "Encoded",
     "Examples",
+    "Indices",
     "Order",
     "Packed",
     "Row",

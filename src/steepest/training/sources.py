@@ -17,6 +17,7 @@ from steepest.contract import SteepestError, unknown
 from steepest.data import (
     Batches,
     Examples,
+    Indices,
     Packed,
     Rows,
     Sampler,
