@@ -203,7 +203,11 @@ def generations(folder: Path) -> dict[int, Any]:
     verified = Store(folder / "checkpoints").check()
     assert verified, "nothing was saved"
     for one in sorted((one.manifest for one in verified if one.manifest), key=lambda m: m.number):
-        tensors = {(group, name): fact.sha256 for group, name, fact in one.tensors()}
+        tensors = {
+            (group, name): fact.sha256
+            for group, name, fact in one.tensors()
+            if name.rpartition("/")[2] not in TIMES
+        }
         found[one.step] = {"tensors": tensors, "facts": untimed(one.facts)}
     return found
 

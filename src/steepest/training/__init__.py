@@ -7,7 +7,8 @@ from steepest.training.loop import Stage, train
 from steepest.training.recipe import build_optimizer
 from steepest.training.result import StageResult
 from steepest.training.run import Run, prepare, run, stage_of
-from steepest.training.session import Session, forget
+from steepest.training.saved_run import forget
+from steepest.training.session import Session
 from steepest.training.signals import Stop, Stopped, catching
 from steepest.training.stage_config import ScheduleConfig, StageConfig
 

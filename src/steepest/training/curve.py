@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Diverged(Exception):
@@ -33,6 +33,20 @@ class Curve:
         """Say otherwise how long it took to this step, if it is there."""
         if step in self.step:
             self.seconds[self.step.index(step)] = round(seconds, 6)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its columns: steps and tokens as int64, seconds and losses as float64."""
+        return {
+            "step": torch.tensor(self.step, dtype=torch.int64),
+            "tokens": torch.tensor(self.tokens, dtype=torch.int64),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "loss": torch.tensor(self.loss, dtype=torch.float64),
+        }
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Tensor]) -> Curve:
+        """What `tensors` was made of."""
+        return cls(**{name: column.tolist() for name, column in columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +23,8 @@ class StageResult:
     reason: str | None = None
     ended: str = ""
 
-    def record(self) -> dict[str, Any]:
-        curve, validation = map(asdict, self.curves)
+    def facts(self) -> dict[str, Any]:
+        """All but the curves, as JSON."""
         return {
             "name": self.name,
             "objective": self.objective,
@@ -34,13 +33,9 @@ class StageResult:
             "seconds": self.seconds,
             "ended": self.ended,
             "reason": self.reason,
-            "curve": curve,
-            "validation": validation,
         }
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> StageResult:
-        """What `record` was made of."""
-        curves = Curve(**record["curve"]), Curve(**record["validation"])
-        own = {key: value for key, value in record.items() if key not in ("curve", "validation")}
-        return cls(curves=curves, **own)
+    def record(self) -> dict[str, Any]:
+        """All of it, for run.json."""
+        curve, validation = map(asdict, self.curves)
+        return {**self.facts(), "curve": curve, "validation": validation}

@@ -1,17 +1,73 @@
-"""What a save says of a run, read before it is continued: its config, its data, whether it is sound."""
+"""What a run has saved, read before it is continued: its version, config and data; whether it is sound."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from steepest.contract import SteepestError
 from steepest.training.checkpoint import Loaded
+from steepest.training.curve import Curve
+
+VERSION = 2
+"""Of what a generation holds of a session. 1 did not say so, and had the curves in its facts, as lists."""
 
 FREE = ("checkpoint", "health", "threads", "sinks")
 """Keys of a config that may change when a run is continued: they say when it is saved and looked at, and on
 how many cores it computes."""
+
+Curves = tuple[Curve, Curve]
+KINDS = ("training", "validation")
+
+
+def curve_tensors(stages: Sequence[Curves]) -> dict[str, Tensor]:
+    """The curves of stages as a generation holds them: "<stage>/<training or validation>/<column>"."""
+    return {
+        f"{i}/{kind}/{column}": values
+        for i, curves in enumerate(stages)
+        for kind, curve in zip(KINDS, curves, strict=True)
+        for column, values in curve.tensors().items()
+    }
+
+
+def curves_of(tensors: Mapping[str, Tensor]) -> list[Curves]:
+    """What `curve_tensors` was made of."""
+    columns: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for name, values in tensors.items():
+        stage, kind, column = name.split("/")
+        columns.setdefault((int(stage), kind), {})[column] = values
+    curves = {key: Curve.of(own) for key, own in columns.items()}
+    return [(curves[i, KINDS[0]], curves[i, KINDS[1]]) for i in range(len(curves) // len(KINDS))]
+
+
+def upgrade(found: Loaded) -> Loaded:
+    """A generation as this version would have written it. Raises SteepestError for one of a later version."""
+    version = found.facts.get("version", 1)
+    if version > VERSION:
+        raise SteepestError(
+            f"{found.generation} was saved by a newer steepest (version {version} of a run's facts, and this "
+            f"one knows {VERSION}); update steepest."
+        )
+    return _with_curves(found) if version == 1 else found
+
+
+def _with_curves(found: Loaded) -> Loaded:
+    """From version 1: the curves leave the facts."""
+    records, built = [dict(record) for record in found.facts["results"]], found.facts["built"]
+    lists = [(record.pop("curve"), record.pop("validation")) for record in records]
+    if built is not None:
+        built = dict(built)
+        lists.append(built.pop("curves"))
+    curves = curve_tensors([(Curve(**training), Curve(**validation)) for training, validation in lists])
+    facts = {**found.facts, "version": 2, "results": records, "built": built}
+    return replace(found, tensors={**found.tensors, "curves": curves}, facts=facts)
 
 
 def changes(then: Any, now: Any, path: str = "") -> list[tuple[str, str]]:
@@ -54,3 +110,11 @@ def _ranges(places: Collection[int]) -> list[list[int]]:
         else:
             found.append([place, place])
     return found
+
+
+def forget(folder: Path) -> None:
+    """Delete what an earlier run has left in its folder; nothing else that lies there."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "journal.jsonl", "run.json"):
+        (folder / name).unlink(missing_ok=True)

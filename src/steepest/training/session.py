@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.contract import SteepestError
+from steepest.training import saved_run
 from steepest.training.checkpoint import Loaded, Payload, Store
 from steepest.training.config import RunConfig, parse_config, save_config
 from steepest.training.curve import Diverged, Progress
@@ -23,7 +23,6 @@ from steepest.training.learner import Learner, Update
 from steepest.training.loop import Place, Stage, train
 from steepest.training.metrics import measured
 from steepest.training.result import StageResult
-from steepest.training.saved_run import FREE, broken, changes, ledger_of
 from steepest.training.signals import Stop
 from steepest.training.stages import Builder, Built
 
@@ -96,10 +95,11 @@ class Session:
             self.journal.trim(0)
             self.journal.event("start", 0, digest=self._digest(), process=os.getpid())
             return
+        found = saved_run.upgrade(found)
         for reason in found.skipped:
             self.tell(f"a damaged generation was passed over: {reason}")
             self.journal.event("damaged", found.step, reason=reason)
-        if bad := broken(found):
+        if bad := saved_run.broken(found):
             raise SteepestError(
                 f"{found.generation} holds numbers that are not finite in {', '.join(bad[:3])}; "
                 "go back to an earlier generation (`steepest checkpoint verify` lists them)."
@@ -143,6 +143,7 @@ class Session:
             name=built.stage.name,
             objective=built.config.objective_name,
             routing=built.optimizer.routing_digest(),
+            unit=built.source.unit,
             carried=built.carried,
         )
         if self.index:
@@ -175,6 +176,8 @@ class Session:
         assert self.built is not None
         built, optimizer, guard = self.built, stage.learner.optimizer, stage.learner.guard
         self.attempt = stage.place.attempt
+        if stage.place.step == 1:  # a generation at the border does not wait for this to be measured
+            self.journal.event("baseline", self.attempt, validation=stage.place.before)
         values = measured(stage, update)
         findings: list[Finding] = []
         if guard is not None:
@@ -275,7 +278,10 @@ class Session:
         self._saved_at, self._saved_step, self._warned = time.monotonic(), place.step, False
         wait = wait or not self.config.checkpoint.background
         try:
-            payload = Payload(tensors=self.builder.tensors(self.built), facts=self._facts())
+            curves = [result.curves for result in self.results]
+            curves += [self.built.stage.curves] if self.built else []
+            tensors = {**self.builder.tensors(self.built), "curves": saved_run.curve_tensors(curves)}
+            payload = Payload(tensors=tensors, facts=self._facts())
             self.store.save(payload, step=self.attempt, keep=keep, wait=wait)
         except SteepestError as error:
             self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
@@ -288,6 +294,7 @@ class Session:
         """All numbers of the run."""
         builder = self.builder.facts(self.built)
         return {
+            "version": saved_run.VERSION,
             "config": self.config.model_dump(mode="json"),
             "digest": self._digest(),
             "index": self.index,
@@ -296,7 +303,7 @@ class Session:
             "vetoed": self.vetoed,
             "ledger": self.ledger(),
             "rollbacks": self.rollbacks,
-            "results": [result.record() for result in self.results],
+            "results": [result.facts() for result in self.results],
             "built": self.built.facts() if self.built else None,
             "builder": builder,
             "optimizer": builder["previous"] if self.built is None else None,
@@ -309,7 +316,8 @@ class Session:
         if self.built is not None:
             read[self.built.source.key] = self.built.stage.place.position
         return {
-            key: ledger_of(n, self.skip.get(key, ()), self.vetoed.get(key, ())) for key, n in read.items()
+            key: saved_run.ledger_of(n, self.skip.get(key, ()), self.vetoed.get(key, ()))
+            for key, n in read.items()
         }
 
     def restore(self, found: Loaded) -> None:
@@ -320,8 +328,12 @@ class Session:
         self.skip = {key: list(value) for key, value in facts["skip"].items()}
         self.vetoed = {key: list(value) for key, value in facts["vetoed"].items()}
         self.rollbacks = max(self.rollbacks, facts["rollbacks"])
-        self.results = [StageResult.of(record) for record in facts["results"]]
+        curves = saved_run.curves_of(found.tensors["curves"])
+        pairs = zip(facts["results"], curves, strict=False)  # a stage that goes on has no result
+        self.results = [StageResult(**record, curves=own) for record, own in pairs]
         self.built = self.builder.restore(self.index, found.tensors, facts["builder"], facts["built"])
+        if self.built is not None:
+            self.built.stage.curves = curves[-1]
         self._saved_step = self.built.stage.place.step if self.built else 0
 
     def _check(self, facts: Mapping[str, Any]) -> None:
@@ -329,8 +341,8 @@ class Session:
         then = parse_config(
             facts["config"], f"the config saved in {self.folder}"
         )  # a key it lacks: its default
-        found = changes(then.model_dump(mode="json"), self.config.model_dump(mode="json"))
-        if refused := [words for key, words in found if key.partition(".")[0] not in FREE]:
+        found = saved_run.changes(then.model_dump(mode="json"), self.config.model_dump(mode="json"))
+        if refused := [words for key, words in found if key.partition(".")[0] not in saved_run.FREE]:
             raise SteepestError(
                 f"{self.folder} holds a run of another config ({'; '.join(refused)}); give another --out, or "
                 "continue it with its own config."
@@ -340,7 +352,7 @@ class Session:
             self.tell(f"continued with another {words}")
 
     def _digest(self) -> str:
-        own = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in FREE}
+        own = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in saved_run.FREE}
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def _roll_back(self, asked: _RollBack) -> None:
@@ -352,7 +364,7 @@ class Session:
                 f"look at the data (`steepest doctor {self.folder}` says more)."
             )
         key = self.built.source.key if self.built else ""
-        found = self._before(asked.spike)
+        found = saved_run.upgrade(self._before(asked.spike))
         self.restore(found)
         assert self.built is not None
         first = self.built.stage.place.position
@@ -384,11 +396,3 @@ class _RollBack(Exception):
     def __init__(self, position: int, spike: int) -> None:
         super().__init__()
         self.position, self.spike = position, spike
-
-
-def forget(folder: Path) -> None:
-    """Delete what an earlier run has left in its folder; nothing else that lies there."""
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "journal.jsonl", "run.json"):
-        (folder / name).unlink(missing_ok=True)

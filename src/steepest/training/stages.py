@@ -21,7 +21,6 @@ from steepest.optimizer import Optimizer, carry
 from steepest.training.check import check_plan
 from steepest.training.config import RunConfig
 from steepest.training.controls import Controls
-from steepest.training.curve import Curve
 from steepest.training.feeds import usable_device
 from steepest.training.guard import Guard, GuardConfig
 from steepest.training.health import Health
@@ -90,7 +89,6 @@ class Built:
         learner = self.stage.learner
         return {
             "place": asdict(self.stage.place),
-            "curves": [asdict(curve) for curve in self.stage.curves],
             "optimizer": self.optimizer.export_state()[1],
             "guard": learner.guard.state() if learner.guard else None,
             "precision": learner.precision.state(),
@@ -115,8 +113,6 @@ class Built:
             load_weights(model, tensors[group])
         self.source.tables.update(tensors.get("tables", {}))
         self.stage.place = Place(**facts["place"])
-        training, validation = facts["curves"]
-        self.stage.curves = Curve(**training), Curve(**validation)
         if learner.guard is not None and facts["guard"] is not None:
             learner.guard.load(facts["guard"])
         if self.health is not None and facts["health"] is not None:
