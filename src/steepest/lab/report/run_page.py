@@ -145,9 +145,8 @@ def _row(stage: Stage) -> dict[str, Any]:
 
 def _results(stage: Stage) -> list[tuple[str, str]]:
     """The validation before the first step and the last one, and below them their interval or their unit."""
-    last = float(stage.validation.values[-1]) if len(stage.validation) else None
-    first, (text, small) = _result(stage, stage.before), _result(stage, last)
-    return [first, (text, small or (stage.unit if last is not None else ""))]
+    found = [_result(stage, value) for value in (stage.before, stage.after)]
+    return [found[0], (found[1][0], found[1][1] or (stage.unit if stage.after is not None else ""))]
 
 
 def _result(stage: Stage, value: float | None) -> tuple[str, str]:

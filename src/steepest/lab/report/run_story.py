@@ -27,7 +27,7 @@ State = Literal["finished", "running", "stopped", "diverged"]
 
 RIGHT = "of answers right"
 UNITS = {"preference": "nats a pair", "policy": "reward"}
-"""What a stage that has no record yet is validated in, where it is not nats a token."""
+"""What a stage of an older run, which does not say so, is validated in where it is not nats a token."""
 OWN = frozenset(
     (
         *("step", "attempt", "committed", "stage", "stage_step", "of", "loss", "lr", "clipped", "validation"),
@@ -73,7 +73,9 @@ class Stage:
     def unit(self) -> str:
         """Of its validation."""
         kind = "policy" if self.rising else self.kind
-        return str(self.record.get("unit") or UNITS.get(kind, "nats a token"))
+        given = [self.record, *reversed(self.of_kind("stage"))]
+        said = [unit for each in given if isinstance(unit := each.get("unit"), str)]
+        return next(filter(None, said), UNITS.get(kind, "nats a token"))
 
     @cached_property
     def seconds(self) -> Floats:
@@ -115,22 +117,30 @@ class Stage:
 
     @cached_property
     def validation(self) -> Column:
-        """By step of the run; the one before the first step is known once the run is over."""
+        """By step of the run; the first is that before the first step, where it is known."""
         curve = self.record.get("validation")
-        if not isinstance(curve, Mapping):
-            return self.series.get("validation")
-        found = _pairs(curve.get("step"), curve.get("loss"))
+        found = _pairs(curve.get("step"), curve.get("loss")) if isinstance(curve, Mapping) else []
         if not found:
-            return self.series.get("validation")
+            own = self.series.get("validation")
+            told = [event.get("validation") for event in self.of_kind("baseline")[-1:]]
+            found = [(0, float(value)) for value in told if is_finite(value)]
+            found += zip((own.steps - self.series.start).tolist(), own.values.tolist(), strict=True)
         steps = np.array([step for step, _ in found], dtype=np.int64) + self.series.start
-        return Column(steps, np.array([value for _, value in found]))
+        return Column(steps, np.array([value for _, value in found], dtype=np.float64))
 
     @property
     def before(self) -> float | None:
         """The validation before the first step."""
         checked = self.validation
-        known = len(checked) > 1 and int(checked.steps[0]) == self.series.start
+        known = len(checked) > 0 and int(checked.steps[0]) == self.series.start
         return float(checked.values[0]) if known else None
+
+    @property
+    def after(self) -> float | None:
+        """The latest validation after a step."""
+        checked = self.validation
+        known = len(checked) > 0 and int(checked.steps[-1]) > self.series.start
+        return float(checked.values[-1]) if known else None
 
     @cached_property
     def answers(self) -> int | None:

@@ -116,15 +116,14 @@ def headline(run: Story) -> str:
         of = f" of {last.planned:,}" if last.planned else ""
         how = "Running:" if run.state == "running" else f"{run.state.capitalize()} at"
         return f"{how} step {last.taken:,}{of}{where}"
-    policy = [stage for stage in run.stages if stage.unit == RIGHT and stage.before is not None]
-    if policy:
+    if policy := _measured(run):
         before, after = (validated(float(v), RIGHT) for v in _around(policy))
         both = f"{before} of answers right, before and after reinforcement learning"
         return both if before == after else f"From {before} to {after} of answers right"
     many = f"{count(all_of, 'stage').capitalize()}: " if all_of > 1 else ""
-    if not len(last.validation):
+    if last.after is None:
         return f"{many}{last.taken:,} steps of {objective(last)}"
-    end = validated(float(last.validation.values[-1]), last.unit)
+    end = validated(last.after, last.unit)
     if last.rising:
         return f"{many}a validation reward of {end} at the end"
     text = f"{many}{last.name + ' ends at ' if many else ''}{end} {last.unit}"
@@ -149,21 +148,21 @@ def _what(run: Story) -> str:
 
 def _losses(run: Story) -> str:
     """From where to where every loss came; where it began is known once the run is over."""
-    found = [s for s in run.stages if not s.rising and len(s.validation)]
+    found = [(s, s.after) for s in run.stages if not s.rising and s.after is not None]
     if not found:
         return ""
     parts = []
-    for i, stage in enumerate(found):
+    for i, (stage, after) in enumerate(found):
         begin = "" if stage.before is None else f"from {validated(stage.before, stage.unit)} "
-        end = validated(float(stage.validation.values[-1]), stage.unit)
-        unit = f" {stage.unit}" if i == 0 or stage.unit != found[i - 1].unit else ""
+        end = validated(after, stage.unit)
+        unit = f" {stage.unit}" if i == 0 or stage.unit != found[i - 1][0].unit else ""
         parts.append(f"{begin}to {end}{unit}{f' in {stage.name}' if len(run.stages) > 1 else ''}")
     return f"The validation loss went {words.listing(parts)}."
 
 
 def _answers(run: Story) -> str:
     """Right answers before and after, with what chance alone can do to such a count."""
-    policy = [stage for stage in run.stages if stage.unit == RIGHT and stage.before is not None]
+    policy = _measured(run)
     if not policy:
         return ""
     before, after = (
@@ -187,6 +186,11 @@ def between(stage: Stage, value: float) -> str:
     if found.low is None or found.high is None:
         return ""
     return f"{100 * found.low:.0f} to {100 * found.high:.0f}%"
+
+
+def _measured(run: Story) -> list[Stage]:
+    """The stages of right answers that were counted before and after."""
+    return [s for s in run.stages if s.unit == RIGHT and None not in (s.before, s.after)]
 
 
 def _around(policy: Sequence[Stage]) -> tuple[float, float]:
@@ -304,6 +308,9 @@ def event(event: Row) -> str:
         return finding(event)
     if kind == "stage":
         return f"{event.get('name') or 'training'} begins: {event.get('objective')}"
+    if kind == "baseline":
+        value = event.get("validation")
+        return f"validation before the first step: {number(value) if is_finite(value) else words.NONE}"
     if kind == "checkpoint":
         return f"a generation was saved ({event.get('why')})"
     if kind == "first_step":
