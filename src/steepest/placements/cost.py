@@ -9,7 +9,7 @@ from heapq import heapify, heapreplace
 from steepest.contract import Scope
 
 PRODUCTS = 128
-"""Multiply-adds of a matrix product that take about as long as reading and writing one element and its state."""
+"""Multiply-adds of a product that take about as long as reading and writing an element and its state."""
 
 
 def step_cost(shape: Sequence[int], scope: Scope) -> int:
