@@ -24,7 +24,13 @@ KINDS = ("causal", "seq2seq", "scored", "valued")
 
 
 def build_model(
-    spec: str, *, vocab_size: int | None, context: int, seed: int, kind: str = "causal"
+    spec: str,
+    *,
+    vocab_size: int | None,
+    context: int,
+    seed: int,
+    kind: str = "causal",
+    pad_vocab: bool = False,
 ) -> nn.Module:
     """The model `spec` names, on the CPU, in training mode.
 
@@ -38,22 +44,47 @@ def build_model(
                 as it was found.
     kind:       "causal"; "seq2seq": an encoder and a decoder; "scored": a causal model as a `RewardModel`;
                 "valued": one as a `ValuedModel`. The same seed gives all causal kinds the same body.
+    pad_vocab:  whether a `transformers` model that knows fewer tokens than that is given rows for the rest.
 
     Raises SteepestError, in one sentence, for whatever cannot be found, imported, loaded or fitted.
     """
     if kind not in KINDS:
         raise unknown("kind of model", kind, KINDS)
     with seeded(seed):
-        model = _with_head(_make(spec, vocab_size, context, kind), kind).train()
+        model = _make(spec, vocab_size, context, kind)
+        if pad_vocab and vocab_size is not None:
+            _pad_vocabulary(model, vocab_size)
+        model = _with_head(model, kind).train()
     limit, known = context_limit(model), vocabulary(model)
     if limit is not None and context > limit:
         raise SteepestError(f"model {spec!r} takes {limit} tokens; lower the context from {context}.")
     if known is not None and vocab_size is not None and vocab_size > known:
         raise SteepestError(
             f"the tokenizer has {vocab_size} tokens and model {spec!r} knows {known}; "
-            "use the model's own tokenizer, or a smaller vocabulary."
+            "use the model's own tokenizer, a smaller vocabulary, or `pad_vocab: true` in the config."
         )
     return model
+
+
+def _pad_vocabulary(model: nn.Module, size: int) -> None:
+    """Let a model know `size` tokens. The rows it lacks become the mean of those it has, which changes least
+    what it says of the others (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    """
+    known = vocabulary(model)
+    if known is None or size <= known:
+        return
+    grown: Any = model
+    if not hasattr(grown, "resize_token_embeddings"):
+        raise SteepestError(
+            f"{type(model).__name__} knows {known} tokens and cannot be given more (it has no "
+            f"resize_token_embeddings); build it for {size}, and leave pad_vocab out."
+        )
+    with quiet(), torch.no_grad():
+        grown.resize_token_embeddings(size, mean_resizing=False)
+        for layer in (grown.get_input_embeddings(), grown.get_output_embeddings()):
+            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+                if rows is not None:
+                    rows[known:] = rows[:known].mean(0)
 
 
 def _with_head(model: nn.Module, kind: str) -> nn.Module:

@@ -36,6 +36,8 @@ class RunConfig(StageConfig):
     precision: "fp32", "bf16" or "fp16" (autocast; float32 weights), or "pure_bf16" (bfloat16 weights).
     sinks:     who else is told of every step: tensorboard, wandb, mlflow, trackio.
     recompute: activations are computed again in the backward pass, block by block.  compile: torch.compile.
+    pad_vocab: a model folder that knows fewer tokens than the tokenizer has is given rows for the rest.
+    rename:    modules of saved generations that are called otherwise now, old name to new one.
     stages:    stages one after another; what one does not say, it takes from the keys above.
     """
 
@@ -48,6 +50,8 @@ class RunConfig(StageConfig):
     precision: Literal["fp32", "bf16", "fp16", "pure_bf16"] = "fp32"
     recompute: bool = False
     compile: bool = False
+    pad_vocab: bool = False
+    rename: dict[str, str] = Field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
     sinks: tuple[str, ...] = ()

@@ -19,9 +19,9 @@ from steepest.training.curve import Curve
 VERSION = 2
 """Of what a generation holds of a session. 1 did not say so, and had the curves in its facts, as lists."""
 
-FREE = ("checkpoint", "health", "threads", "sinks")
-"""Keys of a config that may change when a run is continued: they say when it is saved and looked at, and on
-how many cores it computes."""
+FREE = ("checkpoint", "health", "threads", "sinks", "rename")
+"""Keys of a config that may change when a run is continued: they say when it is saved and looked at, on how
+many cores it computes, and what the modules of a save are called now."""
 
 Curves = tuple[Curve, Curve]
 KINDS = ("training", "validation")
@@ -68,6 +68,29 @@ def _with_curves(found: Loaded) -> Loaded:
     curves = curve_tensors([(Curve(**training), Curve(**validation)) for training, validation in lists])
     facts = {**found.facts, "version": 2, "results": records, "built": built}
     return replace(found, tensors={**found.tensors, "curves": curves}, facts=facts)
+
+
+def renamed(found: Loaded, modules: Mapping[str, str]) -> Loaded:
+    """The same with modules called otherwise (old name to new one), wherever the name of a tensor stands.
+    Raises SteepestError where two tensors would then have one name."""
+
+    def now(name: str) -> str:
+        old = next((old for old in modules if name.startswith(f"{old}.")), None)
+        return name if old is None else f"{modules[old]}{name[len(old) :]}".lstrip(".")
+
+    def within(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {now(key): within(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [within(inner) for inner in value]
+        return now(value) if isinstance(value, str) else value
+
+    tensors = {group: {now(name): t for name, t in own.items()} for group, own in found.tensors.items()}
+    if merged := [group for group, own in tensors.items() if len(own) < len(found.tensors[group])]:
+        raise SteepestError(f"rename gives two tensors of {merged[0]} one name; look at {modules}.")
+    builder = {**found.facts["builder"], "previous": within(found.facts["builder"]["previous"])}
+    facts = {**found.facts, "built": within(found.facts["built"]), "builder": builder}
+    return replace(found, tensors=tensors, facts=facts)
 
 
 def changes(then: Any, now: Any, path: str = "") -> list[tuple[str, str]]:

@@ -322,6 +322,7 @@ class Session:
 
     def restore(self, found: Loaded) -> None:
         """Become what a verified generation holds. Nothing is touched before everything is known to fit."""
+        found = saved_run.renamed(found, self.config.rename)
         facts = found.facts
         self._check(facts)
         self.index, self.attempt = facts["index"], facts["attempt"]

@@ -260,6 +260,7 @@ class Builder:
             context=max(stage.context + _answer(stage) for stage in self.plan),
             seed=self.context.seed("init"),
             kind=kind,
+            pad_vocab=self.config.pad_vocab,
         )
         if self.config.recompute:
             recompute(model)

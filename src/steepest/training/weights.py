@@ -26,7 +26,8 @@ def check_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = weights(model)
     if odd := sorted(set(own) ^ set(tensors)):
         raise SteepestError(
-            f"the saved model and this one differ in {', '.join(odd[:3])}; the config has changed."
+            f"the saved model and this one differ in {', '.join(odd[:3])}: the config or "
+            "the model's code has changed; where modules have other names now, give `rename: {old: new}`."
         )
     for name, value in own.items():
         if (value.shape, value.dtype) != (tensors[name].shape, tensors[name].dtype):
