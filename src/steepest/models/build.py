@@ -68,8 +68,8 @@ def build_model(
 
 def _pad_vocabulary(model: nn.Module, size: int) -> None:
     """Let a model know `size` tokens. The rows it lacks become the mean of those it has, which changes least
-    what it says of the others (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
-    """
+    what it says of the others (Hewitt 2021, "Initializing new word embeddings for pretrained language
+    models")."""
     known = vocabulary(model)
     if known is None or size <= known:
         return
