@@ -51,13 +51,13 @@ def test_a_name_serves_every_slot_it_can_and_leaves_exact_ones_alone(name):
     assert choose(name, slot=LARGEST) is choose(name, slot=MEANS) is plain(torch.float32)
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (4095,), (63, 64), (4096, 1), (512, 31)])
+@pytest.mark.parametrize("shape", [(), (5,), (4095,), (63, 64), (4096, 1), (512, 31), (8192,)])
 def test_small_and_narrow_tensors_stay_in_float32(shape):
     assert not compressible(shape)
     assert choose("int8", shape=shape) is choose({"m": "int8"}, shape=shape) is plain(torch.float32)
 
 
-@pytest.mark.parametrize("shape", [(4096,), (64, 64), (128, 32), (16, 16, 16), (64, 8, 8)])
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (16, 16, 16), (64, 8, 8)])
 def test_others_are_compressed(shape):
     assert compressible(shape) and choose("int8", shape=shape).name == "int8"
 

@@ -10,7 +10,10 @@ import pytest
 from steepest.kernels.triton import available
 
 TESTS = Path(__file__).parents[1]
-FILES = ["engines/test_gpu_steps.py", "engines/test_gpu_verdict.py", "kernels/test_triton_values.py"]
+FILES = [
+    *("engines/test_gpu_steps.py", "engines/test_gpu_verdict.py", "engines/test_gpu_shards.py"),
+    "kernels/test_triton_values.py",
+]
 
 
 @pytest.mark.parametrize("file", FILES)

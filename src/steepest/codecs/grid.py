@@ -34,15 +34,16 @@ def grid(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def compressible(shape: Sequence[int]) -> bool:
-    """Whether a tensor of this global shape is worth a lossy codec."""
-    return math.prod(shape) >= SMALLEST and grid(shape)[1] >= NARROWEST
+    """Whether a tensor of this global shape is worth a lossy codec. A vector never is: it is one row, and a
+    cut along its first dimension would cut blocks; vectors are a small part of any model."""
+    return len(shape) > 1 and math.prod(shape) >= SMALLEST and grid(shape)[1] >= NARROWEST
 
 
 def blocks(x: Tensor) -> Tensor:
     """x as (rows, blocks in a row, BLOCK), the last block of a row filled up with zeros."""
     rows, length = grid(x.shape)
     padded = torch.nn.functional.pad(x.reshape(rows, length), (0, -length % BLOCK))
-    return padded.view(rows, -1, BLOCK)
+    return padded.view(rows, -(-length // BLOCK), BLOCK)
 
 
 def elements(scale: Tensor, shape: Sequence[int]) -> Tensor:

@@ -42,7 +42,8 @@ def pack(value: Tensor, part: Part, shape: Sequence[int]) -> Tensor:
     if part.per == "block":
         value = value.reshape(rows, length)[:, ::BLOCK]
     elif part.per == "pair":
-        nibbles = torch.nn.functional.pad(value.reshape(rows, length), (0, length % 2)).view(rows, -1, 2)
+        nibbles = torch.nn.functional.pad(value.reshape(rows, length), (0, length % 2))
+        nibbles = nibbles.view(rows, (length + 1) // 2, 2)
         value = nibbles[..., 0] | nibbles[..., 1] << 4
     return value.to(part.dtype).contiguous()
 

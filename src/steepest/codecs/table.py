@@ -147,7 +147,7 @@ def _factored(name: str, slot: Slot, shape: Sequence[int], named: bool, where: s
             f"{where}: factored is for second moments and slot {name} has both signs; "
             "choose slot by slot, {'m': 'int8', 'v': 'factored'}."
         )
-    return _FACTORED if len(shape) > 1 and compressible(shape) else plain(torch.float32)
+    return _FACTORED if compressible(shape) else plain(torch.float32)
 
 
 def param_codec(choice: str | None, dtype: torch.dtype, where: str = "param") -> Codec:

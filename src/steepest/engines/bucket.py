@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steepest.apply import observe
 from steepest.codecs import Noise, decode_all, encode_all, pack, stored_name, tensor_key, unpack, word
-from steepest.contract import AddUp, Codec, Live, Rule, Shard, Slots
+from steepest.contract import AddUp, Codec, Live, Rule, Scope, Shard, Slots
 from steepest.engines.norms import global_norm
 
 
@@ -30,7 +30,8 @@ class Bucket:
     telemetry: whether `Engine.run` is to return sums.
     tensors:   hyperparameters that are numbers on the device, by name; `h` holds any number in their place.
     shards:    which part of its whole tensor each parameter is; None where all are whole.
-    add_up:    how a rule's sums over tensors are completed; None where nothing is cut, or no sums are asked.
+    add_up:    how sums over tensors are completed, the same object at every step; None where nothing is cut.
+               All parameters of a bucket are cut over the same ranks.
     """
 
     rule: Rule
@@ -45,6 +46,18 @@ class Bucket:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     shards: Sequence[Shard] | None = None
     add_up: AddUp | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step needs sums to which others have to add theirs: the rule's, or a codec's means."""
+        return self.add_up is not None and (
+            self.rule.scope is not Scope.ELEMENT
+            or any(part.per == "column" for codec in self.codecs.values() for part in codec.parts.values())
+        )
+
+    def shard(self, i: int) -> Shard:
+        """Which part of its whole tensor parameter i is; all of it where nothing is cut."""
+        return self.shards[i] if self.shards else Shard(self.params[i].shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +149,7 @@ def write(bucket: Bucket, i: int, old: Tensor, new: Tensor, slots: Mapping[str, 
     types = {stored_name(slot, part): of for slot, c in bucket.codecs.items() for part, of in c.parts.items()}
     fresh = {
         name: pack(value, types[name], p.shape)
-        for name, value in encode_all(bucket.codecs, new, slots, _noise(bucket, i)).items()
+        for name, value in encode_all(bucket.codecs, new, slots, noise(bucket, i)).items()
     }
     targets = {name: _tensor(bucket, i, name) for name in fresh}
     sums = _observe(bucket, i, old, new, fresh) if bucket.telemetry else None
@@ -154,13 +167,15 @@ def _tensor(bucket: Bucket, i: int, name: str) -> Tensor:
     return bucket.params[i] if name == "p" else bucket.stored[name][i]
 
 
-def _noise(bucket: Bucket, i: int) -> Noise:
-    p, key = bucket.params[i], tensor_key(bucket.seed, bucket.h.t, bucket.ordinals[i])
+def noise(bucket: Bucket, i: int) -> Noise:
+    """The noise of parameter i, which follows the places of elements in the whole tensor."""
+    p, first = bucket.params[i], bucket.shard(i).start
+    key = tensor_key(bucket.seed, bucket.h.t, bucket.ordinals[i])
 
     @cache
     def words(number: int) -> Tensor:
-        index = torch.arange(p.numel(), dtype=torch.int64, device=p.device).view(p.shape)
-        return word(index, key, number)
+        index = torch.arange(first, first + p.numel(), dtype=torch.int64, device=p.device)
+        return word(index.view(p.shape), key, number)
 
     return Noise(words)
 

@@ -28,11 +28,13 @@ def find_kernel(bucket: Bucket, vectors: tuple[tuple[str, str], ...]) -> Kernel 
     rule, h = bucket.rule, always(bucket.h)
     codecs = tuple((slot, id(codec)) for slot, codec in bucket.codecs.items())
     fixed = repr(structure(rule, h))
-    key = rule.decay, rule.apply, codecs, bucket.grads[0].dtype, vectors, fixed, *vars(h), bucket.telemetry
+    options = bucket.grads[0].dtype, vectors, bucket.telemetry, bucket.asks
+    key = rule.decay, rule.apply, codecs, options, fixed, *vars(h)
     known = _KERNELS.setdefault(rule.formula, {})
     if key not in known:
         try:
-            known[key] = build(rule, h, bucket.codecs, bucket.grads[0].dtype, dict(vectors), bucket.telemetry)
+            grad = bucket.grads[0].dtype
+            known[key] = build(rule, h, bucket.codecs, grad, dict(vectors), bucket.telemetry, bucket.asks)
         except Exception as error:  # whatever a proxy provokes in a formula; a true error shows in foreach
             log.warning("%s runs on the foreach engine, without kernels: %s", rule.name, error)
             known[key] = None
@@ -47,7 +49,7 @@ def always(h: Live) -> Live:
 def signature(bucket: Bucket) -> tuple[Any, ...]:
     """What a plan was made for, cheap to compare at every step."""
     fixed = repr(structure(bucket.rule, always(bucket.h)))
-    kind = bucket.grads[0].dtype, bucket.telemetry
+    kind = bucket.grads[0].dtype, bucket.telemetry, bucket.add_up
     return id(bucket.params), id(bucket.stored), bucket.rule.formula, fixed, kind
 
 
@@ -79,24 +81,26 @@ def classify(
 ) -> tuple[list[tuple[Kernel, list[Place]]], list[tuple[int, list[int]]]]:
     """Kernels and the parameters that each serves; buckets and their parameters that none does.
 
-    device: the type of the tensors' device.
+    device: the type of the tensors' device. All who hold parts of the same tensors decide alike.
     """
-    classes: dict[int, tuple[Kernel, list[Place]]] = {}
+    classes: dict[Any, tuple[Kernel, list[Place]]] = {}
     rest: list[tuple[int, list[int]]] = []
     for b, bucket in enumerate(buckets):
         kernels: dict[Any, Kernel | None] = {}
         others = []
         for i, p in enumerate(bucket.params):
-            if not p.numel():
+            if not (p.numel() or bucket.asks):  # where sums are asked for, everybody has to take part
                 continue
             vectors = _vectors(bucket, i, device)
             if vectors is not None and vectors not in kernels:
                 kernels[vectors] = find_kernel(bucket, vectors)
             kernel = kernels[vectors] if vectors is not None else None
-            if kernel is None or (kernel.by_rows and (p.ndim != 2 or min(p.shape) < 2)):
+            whole = bucket.shard(i).shape
+            if kernel is None or (kernel.by_rows and (len(whole) != 2 or min(whole) < 2)):
                 others.append(i)
             else:
-                classes.setdefault(id(kernel), (kernel, []))[1].append((b, i))
+                key = id(kernel), bucket.add_up if bucket.asks else None
+                classes.setdefault(key, (kernel, []))[1].append((b, i))
         if others:
             rest.append((b, others))
     return list(classes.values()), rest
@@ -114,5 +118,6 @@ def part_of(bucket: Bucket, indices: Sequence[int]) -> Bucket:
         return [items[i] for i in indices]
 
     stored = {name: pick(tensors) for name, tensors in bucket.stored.items()}
-    params, grads = pick(bucket.params), pick(bucket.grads)
-    return replace(bucket, stored=stored, params=params, grads=grads, ordinals=pick(bucket.ordinals))
+    params, grads, ordinals = pick(bucket.params), pick(bucket.grads), pick(bucket.ordinals)
+    shards = [bucket.shards[i] for i in indices] if bucket.shards else None
+    return replace(bucket, stored=stored, params=params, grads=grads, ordinals=ordinals, shards=shards)

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name, tensor_key
+from steepest.contract import AddUp, Shard
+from steepest.engines import foreach
 from steepest.engines.bucket import Bucket
 from steepest.engines.classes import TYPES, Place, always, by_bucket, classify, part_of, signature
-from steepest.engines.foreach import Foreach
 from steepest.engines.norms import global_norm
+from steepest.engines.parts import Turns, run_all, start, together
 from steepest.engines.tables import Tables
 from steepest.kernels import Kernel, Untraceable, available, prepass
 from steepest.kernels.llvm import FACTS
@@ -35,7 +37,8 @@ _prepass = cache(prepass)
 @dataclass(slots=True)
 class Plan:
     """Tensors that one kernel serves. groups: the buckets by number.  columns: stored tensors by name.
-    whole: whether these are all of one bucket, in its order.  ordinals: of each group, for the noise."""
+    whole: whether these are all of one bucket, in its order.  ordinals: of each group, for the noise.
+    add_up: how sums over these tensors are completed, None where a step asks for none."""
 
     tables: Tables
     places: list[Place]
@@ -43,6 +46,7 @@ class Plan:
     columns: dict[str, list[Tensor]]
     whole: bool
     ordinals: list[Any]
+    add_up: AddUp | None
 
 
 class Cpu:
@@ -54,7 +58,6 @@ class Cpu:
         self._plans: list[Plan] = []
         self._rest: list[tuple[int, list[int]]] = []
         self._norms: dict[torch.dtype, tuple[list[int], Tables]] = {}
-        self._foreach = Foreach()
 
     # ------------------------------------------------------------ the norm
 
@@ -82,7 +85,8 @@ class Cpu:
     def _norm_tables(self, dtype: torch.dtype, sizes: list[int]) -> Tables:
         known = self._norms.get(dtype)
         if known is None or known[0] != sizes:
-            tables = Tables(_prepass(dtype), [torch.Size([n]) for n in sizes], [0] * len(sizes))
+            shapes = [torch.Size([n]) for n in sizes]
+            tables = Tables(_prepass(dtype), shapes, [0] * len(sizes), list(map(Shard, shapes)))
             self._norms[dtype] = known = sizes, tables
         return known[1]
 
@@ -98,7 +102,7 @@ class Cpu:
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
         """As `Engine.run`."""
         if not self.serves():
-            return self._foreach.run(buckets)
+            return run_all(buckets, foreach.run)
         signatures = [signature(bucket) for bucket in buckets]
         if signatures != self._signature:
             self._signature = None
@@ -106,11 +110,20 @@ class Cpu:
             self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
             self._signature = signatures
         sums = [torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets]
+        asking: list[tuple[AddUp, Turns]] = []
+        held: list[Sequence[Tensor]] = []
         for plan in self._plans:
-            self._run(plan, buckets)
+            grads = self._fill(plan, buckets)
+            if plan.add_up is None:
+                plan.tables.run()
+            else:
+                asking.append((plan.add_up, plan.tables.turns()))
+                held.append(grads)
+        rest = [start(part_of(buckets[b], indices), foreach.run) for b, indices in self._rest]
+        together([*asking, *(turns for _, own in rest for turns in own)])
+        for plan in self._plans:
             self._report(plan, sums)
-        for b, indices in self._rest:
-            found = self._foreach.run([part_of(buckets[b], indices)])[0]
+        for (b, indices), (found, _) in zip(self._rest, rest, strict=True):
             if (own := sums[b]) is not None and found is not None:
                 own[indices] = found
         return list(sums)
@@ -128,7 +141,8 @@ class Cpu:
     def _plan_of(self, kernel: Kernel, places: list[Place], buckets: Sequence[Bucket]) -> Plan:
         groups = list(dict.fromkeys(b for b, _ in places))
         shapes = [buckets[b].params[i].shape for b, i in places]
-        tables = Tables(kernel, shapes, [groups.index(b) for b, _ in places])
+        shards = [buckets[b].shard(i) for b, i in places]
+        tables = Tables(kernel, shapes, [groups.index(b) for b, _ in places], shards)
         tables.point("p", [buckets[b].params[i] for b, i in places])
         codecs = buckets[groups[0]].codecs
         names = [stored_name(slot, part) for slot, codec in codecs.items() for part in codec.parts]
@@ -137,9 +151,12 @@ class Cpu:
         ordinals = [
             np.array([buckets[b].ordinals[i] for c, i in places if c == b], np.uint64) for b in groups
         ]
-        return Plan(tables, places, groups, columns, whole, ordinals)
+        add_up = buckets[groups[0]].add_up if kernel.schedule.cut else None
+        return Plan(tables, places, groups, columns, whole, ordinals, add_up)
 
-    def _run(self, plan: Plan, buckets: Sequence[Bucket]) -> None:
+    def _fill(self, plan: Plan, buckets: Sequence[Bucket]) -> Sequence[Tensor]:
+        """Say where everything lies that a plan reads in this step, and its numbers. Returns the gradients,
+        which may be copies, to be held until it has run."""
         tables, kernel = plan.tables, plan.tables.kernel
         grads = buckets[plan.groups[0]].grads if plan.whole else [buckets[b].grads[i] for b, i in plan.places]
         if not all(map(Tensor.is_contiguous, grads)):
@@ -154,7 +171,7 @@ class Cpu:
                 keys = tensor_key(buckets[b].seed, buckets[b].h.t, plan.ordinals[row])
                 for name, key in zip(("key0", "key1"), keys, strict=True):
                     tables.facts[own, FACTS.index(name)] = key
-        tables.run()
+        return grads
 
     def _report(self, plan: Plan, sums: Sequence[Tensor | None]) -> None:
         """The telemetry of a plan's tensors, to the places of their buckets."""

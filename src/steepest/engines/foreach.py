@@ -20,6 +20,7 @@ from steepest.codecs import plain
 from steepest.contract import Live, Rule, Scope, compute_dtype
 from steepest.engines import reference
 from steepest.engines.bucket import Bucket, Engine, read, write
+from steepest.engines.parts import run_all
 from steepest.engines.program import Program, Step
 from steepest.engines.workers import share
 from steepest.kernels.trace import structure, trace
@@ -56,7 +57,7 @@ class Foreach(Engine):
     name = "foreach"
 
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
-        return [run(bucket) for bucket in buckets]
+        return run_all(buckets, run)
 
 
 def run(bucket: Bucket) -> Tensor | None:

@@ -88,14 +88,17 @@ class Gpu:
             for plan in self._plans:
                 self._feed(plan, buckets, grads)
                 self._launch(plan, self._always)
-        for b, indices in self._rest:
-            found = self._foreach.run([part_of(buckets[b], indices)])[0]
+        rest = self._foreach.run([part_of(buckets[b], indices) for b, indices in self._rest])
+        for (b, indices), found in zip(self._rest, rest, strict=True):
             if (own := self._sums[b]) is not None and found is not None:
                 own[indices] = found
         return list(self._sums)
 
     def commit(self, buckets: Sequence[Bucket], request: Request) -> Pending | None:
-        """A step that the device decides about, as `Engine.commit`."""
+        """A step that the device decides about, as `Engine.commit`. Not where tensors are cut: a verdict
+        about parts is not this rank's to make."""
+        if any(bucket.shards is not None for bucket in buckets):
+            return None
         with self._on():
             self._prepare(buckets)
             if self._rest:
@@ -152,6 +155,8 @@ class Gpu:
         )
 
     def _plan(self, kernel: Kernel, places: list[Place], buckets: Sequence[Bucket]) -> Plan | None:
+        if buckets[places[0][0]].asks:  # sums are completed between launches by the host, in foreach
+            return None
         try:
             printed = print_triton(kernel.schedule, kernel.layout)
         except Untraceable as error:
@@ -163,6 +168,7 @@ class Gpu:
             [buckets[b].params[i].shape for b, i in places],
             [groups.index(b) for b, _ in places],
             [buckets[b].ordinals[i] for b, i in places],
+            [buckets[b].shard(i).start for b, i in places],
             [buckets[b].seed for b, _ in places],
             self._device,
         )

@@ -96,6 +96,7 @@ class Tables:
         shapes: Sequence[torch.Size],
         groups: Sequence[int],
         ordinals: Sequence[int],
+        starts: Sequence[int],
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
@@ -110,7 +111,7 @@ class Tables:
             own = [(t, *piece) for piece in self._pieces(rows, length)]
             known = {
                 **{"length": length, "rows": rows, "numel": rows * length, "group": groups[t]},
-                **{"ordinal": ordinals[t], "seed": seeds[t] & 0xFFFFFFFF},
+                **{"ordinal": ordinals[t], "start": starts[t], "seed": seeds[t] & 0xFFFFFFFF},
                 **{"first": len(pieces), "last": len(pieces) + len(own)},
                 **{"row_parts": -(-length // SPAN), "column_parts": -(-rows // self.rows)},
             }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steepest.apply import advance
 from steepest.engines.bucket import Bucket, Engine, read, write
+from steepest.engines.parts import run_all
 
 
 class Reference(Engine):
@@ -17,7 +18,7 @@ class Reference(Engine):
     name = "reference"
 
     def run(self, buckets: Sequence[Bucket]) -> list[Tensor | None]:
-        return [run(bucket) for bucket in buckets]
+        return run_all(buckets, run)
 
 
 def run(bucket: Bucket) -> Tensor | None:

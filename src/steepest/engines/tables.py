@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.codecs import grid
-from steepest.kernels import Fold, Kernel, run_on_all_cores
+from steepest.contract import Shard
+from steepest.engines.parts import Turns
+from steepest.kernels import Domain, Fold, Kernel, Pass, run_on_all_cores
 from steepest.kernels.llvm import FACTS, WORK
 
 PIECES = 64
@@ -43,13 +45,19 @@ class Call(NamedTuple):
 
 
 class Tables:
-    """For one kernel and tensors of these shapes, in so many groups.
+    """For one kernel and tensors of these shapes, in so many groups. shards: what parts they are.
 
     pointers: [tensors, names], to be filled at each step.  facts: [tensors, FACTS], of which the keys of the
     noise are to be filled.  constants: [groups, constants], to be filled.
     """
 
-    def __init__(self, kernel: Kernel, shapes: Sequence[torch.Size], groups: Sequence[int]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        shapes: Sequence[torch.Size],
+        groups: Sequence[int],
+        shards: Sequence[Shard],
+    ) -> None:
         self.kernel, self.columns = kernel, {n: i for i, n in enumerate(kernel.layout.names)}
         count, total = len(shapes), sum(shape.numel() for shape in shapes)
         self._piece = min(max(total // PIECES, SMALLEST), LARGEST) // 1024 * 1024
@@ -58,7 +66,9 @@ class Tables:
         for t, shape in enumerate(shapes):
             rows, length = self._rectangle(shape)
             own = [(t, *piece) for piece in self._pieces(rows, length)]
-            facts = {"length": length, "rows": rows, "numel": rows * length, "group": groups[t]}
+            whole = shards[t].shape
+            facts = {"length": length, "rows": rows, "group": groups[t], "start": shards[t].start}
+            facts |= {"all_rows": whole[0] if kernel.by_rows else rows, "numel": whole.numel()}
             facts |= {"first": len(pieces), "last": len(pieces) + len(own)}
             self.facts[t] = [facts.get(name, 0) for name in FACTS]
             pieces += own
@@ -68,7 +78,7 @@ class Tables:
         self.constants = np.zeros((max(groups, default=0) + 1, len(kernel.schedule.host)), np.float32)
         self._scalars = np.zeros((count, len(kernel.schedule.scalars)), np.float32)
         self._counter = np.zeros(1, np.int64)
-        self._shares = -(-total // SHARE)
+        self._shares = max(1, -(-total // SHARE))
         self._give_scratch()
         self._prepare()
 
@@ -81,12 +91,13 @@ class Tables:
     def _pieces(self, rows: int, length: int) -> list[tuple[int, int, int, int]]:
         """(first row, rows, first column, columns) of each piece."""
         size = self._piece
-        if length >= 2 * size and not self.kernel.by_rows:
+        if rows and length >= 2 * size and not self.kernel.by_rows:
             return [(r, 1, c, min(size, length - c)) for r in range(rows) for c in range(0, length, size)]
         many = max(1, size // max(length, 1))
         if any(name.startswith("part.") for name in self.columns):
             many = max(many, ROWS)
-        return [(r, min(many, rows - r), 0, length) for r in range(0, rows, many)]
+        # One piece at least, with no rows in it: its sums are nothing, but they are there.
+        return [(r, min(many, rows - r), 0, length) for r in range(0, max(rows, 1), many)]
 
     def _give_scratch(self) -> None:
         """Memory of the vectors that live between passes, one after another in one array."""
@@ -112,28 +123,49 @@ class Tables:
         self._held: list[Any] = [tensors]
         self._calls: list[list[Call]] = [[] for _ in self._chunks()]
         self._sums: list[NDArray[np.float64]] = []
-        work = zip(self.kernel.functions, self.kernel.schedule.work, self.kernel.printed[2], strict=True)
+        self._shared: list[list[NDArray[Any]]] = []
+        schedule = self.kernel.schedule
+        totals = len(schedule.opening)
+        sums = np.zeros((len(self.pieces), totals))
+        work = zip(self.kernel.functions, schedule.work, self.kernel.printed[2], strict=True)
         for function, kind, width in work:
             own = tensors if isinstance(kind, Fold) else self.pieces
             if not isinstance(kind, Fold):
-                self._sums.append(np.zeros((len(own), width)))
-            before: list[Any] = self._sums[-1:] or [np.zeros((0, 0))]
+                sums, totals = np.zeros((len(own), width)), len(kind.totals)
+                self._sums.append(sums)
+            self._shared.append(self._sums_of(kind, sums[:, :totals]) if schedule.cut else [])
             for calls, (first, last) in zip(self._calls, self._chunks(), strict=True):
                 if not isinstance(kind, Fold):
                     first, last = self.firsts[first], self.facts[last - 1, FACTS.index("last")]
                 end = np.array([last], np.int64)
                 arrays = (
                     *(self.pointers, self.facts, own, end),
-                    *(self.constants, self._scalars, *before, self._counter),
+                    *(self.constants, self._scalars, sums, self._counter),
                 )
                 arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
                 self._held += [arguments, *arrays]
                 calls.append(Call(function, ctypes.addressof(arguments), int(first), int(last)))
 
+    def _sums_of(self, kind: Fold | Pass, totals: NDArray[np.float64]) -> list[NDArray[Any]]:
+        """What others have to complete before this work: of each sum, the shares of the pieces of a tensor,
+        one a row. totals: the sums over tensors in the table that it reads."""
+        asked = kind.sums if isinstance(kind, Fold) else ()
+        domains = {i: self.kernel.schedule.code.values[i].domain for i in asked}
+        ranges = list(zip(self.firsts, self.facts[:, FACTS.index("last")], strict=True))
+        found: list[NDArray[Any]] = []
+        if Domain.TENSOR in domains.values():
+            found += [totals[first:last] for first, last in ranges]
+        for i in (i for i, domain in domains.items() if domain is Domain.COLUMN):
+            starts = (self.pointers[:, self.columns[f"part.{i}"]] - self._scratch.ctypes.data) // 4
+            for start, length, (first, last) in zip(starts, self.facts[:, 0], ranges, strict=True):
+                own = self._scratch[start : start + (last - first) * length]
+                found.append(own.reshape(last - first, length))
+        return found
+
     def _chunks(self) -> list[tuple[int, int]]:
         """(first, last) of tensors that go through all passes before the next do: what a pass has read is
         then still in the cache for the one after it."""
-        if len(self.kernel.schedule.passes) < 2:
+        if len(self.kernel.schedule.passes) < 2 or self.kernel.schedule.cut:
             return [(0, len(self.facts))]
         room, starts = CACHE // self.kernel.touched, [0]
         filled = 0
@@ -151,9 +183,24 @@ class Tables:
     def run(self) -> None:
         """All passes and folds."""
         for calls in self._calls:
-            for function, arguments, first, last in calls:
-                self._counter[0] = first
-                run_on_all_cores(function, arguments, min(last - first, self._shares))
+            for call in calls:
+                self._launch(call)
+
+    def turns(self) -> Turns:
+        """The same for a kernel of parts: hands out their sums, as one of the coroutines of a step."""
+        for call, shared in zip(self._calls[0], self._shared, strict=True):
+            if shared:
+                vector = np.concatenate([x.sum(0, dtype=np.float64) for x in shared])
+                yield torch.from_numpy(vector)
+                ends = np.cumsum([x.shape[1] for x in shared])
+                for x, whole in zip(shared, np.split(vector, ends[:-1]), strict=True):
+                    x[0], x[1:] = whole, 0.0
+            self._launch(call)
+
+    def _launch(self, call: Call) -> None:
+        function, arguments, first, last = call
+        self._counter[0] = first
+        run_on_all_cores(function, arguments, min(last - first, self._shares))
 
     def totals(self) -> NDArray[np.float64]:
         """The reported sums of each tensor, [tensors, sums]: the last columns that passes wrote."""

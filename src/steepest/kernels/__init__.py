@@ -2,17 +2,20 @@
 
 from steepest.kernels.build import Kernel, build, prepass
 from steepest.kernels.compile import available, cache_folder
+from steepest.kernels.graph import Domain
 from steepest.kernels.launch import run_on_all_cores
 from steepest.kernels.listing import listing
-from steepest.kernels.schedule import Fold
+from steepest.kernels.schedule import Fold, Pass
 from steepest.kernels.trace import Graph, Kind, Node, Untraceable, structure, trace
 
 __all__ = [
+    "Domain",
     "Fold",
     "Graph",
     "Kernel",
     "Kind",
     "Node",
+    "Pass",
     "Untraceable",
     "available",
     "build",

@@ -86,11 +86,13 @@ def build(
     grad: torch.dtype,
     vectors: Mapping[str, str],
     telemetry: bool,
+    cut: bool = False,
 ) -> Kernel:
     """The kernel of one class of parameters.
 
     grad: the type of gradients.  vectors: slots that are means, by name: "row" where there is one for every
-    row of a matrix, "column" for every column.  Raises `Untraceable`, or whatever the rule raises on proxies.
+    row of a matrix, "column" for every column.  cut: for parts of tensors, whose sums others complete.
+    Raises `Untraceable`, or whatever the rule raises on proxies.
     """
     parts: dict[str, Part] = {}
     for slot, codec in codecs.items():
@@ -102,13 +104,14 @@ def build(
     types = {n: Type.INT for n, p in parts.items() if not p.dtype.is_floating_point}
     domains = {n: DOMAINS[p.per] for n, p in parts.items() if p.per in DOMAINS}
     exact = {s for s, c in codecs.items() if not c.lossy and list(c.parts) == [""] and s not in vectors}
-    return assemble(lower(graph, domains, types), parts, exact)
+    return assemble(lower(graph, domains, types), parts, exact, cut)
 
 
-def assemble(code: Code, parts: Mapping[str, Part], exact: set[str]) -> Kernel:
-    """A kernel from code. parts: everything stored, by name.  exact: outputs that may be read back."""
+def assemble(code: Code, parts: Mapping[str, Part], exact: set[str], cut: bool = False) -> Kernel:
+    """A kernel from code. parts: everything stored, by name.  exact: outputs that may be read back.  cut: as
+    `build` has it."""
     widths = {name: _bytes(part) for name, part in parts.items()}
-    found = schedule(code, widths, exact)
+    found = schedule(code, widths, exact, cut)
     scratch = {
         name: Part(torch.float32, "row" if domain is Domain.ROW else "column")
         for name, domain in found.vectors.items()

@@ -9,7 +9,8 @@ from steepest.kernels.schedule import Fold, Loop, Schedule
 
 
 class FoldPrinter(Printer):
-    """totals: the sums in the table of partials that the pass before has written, in order."""
+    """totals: the sums in the table of partials, in order; the pass before has written them, or made room.
+    width: the columns of the table."""
 
     def __init__(self, schedule: Schedule, layout: Layout, own: Fold, totals: list[int], width: int) -> None:
         super().__init__(schedule, layout)
@@ -67,7 +68,16 @@ class FoldPrinter(Printer):
                     self.line(f"store {of} {self.use(i, width, Type.FLOAT)}, ptr {to}, align 4")
         for i in loop.sums:
             total = self.let(f"load double, ptr {self.small[i]}")
-            self.env[i, 1] = self.let(f"fptrunc double {total} to float")
+            if i in self.own.left:
+                self._leave(i, total)
+            else:
+                self.env[i, 1] = self.let(f"fptrunc double {total} to float")
+
+    def _leave(self, i: int, total: str) -> None:
+        """Put a sum where those of the tensor's first piece stand."""
+        at = self.let(f"mul i64 {self.facts['first']}, {self.partials}")
+        at = self.let(f"add i64 {at}, {self.totals.index(i)}")
+        self.line(f"store double {total}, ptr {self.at('%args.partials', 'double', at)}")
 
     def _name(self, i: int) -> str:
         """Where a value of rows or columns lies in memory, if it does."""

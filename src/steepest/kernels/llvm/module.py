@@ -12,17 +12,18 @@ def print_module(schedule: Schedule, layout: Layout) -> tuple[str, list[str], li
     """The text, the names of its functions, and for each how many sums a piece of it writes."""
     texts, names, widths = [], [], []
     declared: set[str] = set()
-    totals: list[int] = []
+    totals = list(schedule.opening)
+    width = len(totals)
     for number, work in enumerate(schedule.work):
         printer: Printer
         if isinstance(work, Pass):
             name = f"pass_{number}"
             printer = PassPrinter(schedule, layout, work)
-            totals = printer.totals
-            widths.append(len(totals) + len(work.telemetry))
+            totals, width = printer.totals, len(printer.totals) + len(work.telemetry)
+            widths.append(width)
         else:
             name = f"fold_{number}"
-            printer = FoldPrinter(schedule, layout, work, totals, widths[-1] if widths else 0)
+            printer = FoldPrinter(schedule, layout, work, totals, width)
             widths.append(0)
         texts.append(printer.text(name))
         names.append(name)

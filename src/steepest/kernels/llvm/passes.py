@@ -19,14 +19,14 @@ class PassPrinter(Printer):
         super().__init__(schedule, layout)
         self.own = own
         sums = [i for s in own.stages for i in s.sums]
-        self.totals = [i for i in sums if self.values[i].domain is Domain.TENSOR]
+        self.totals = list(own.totals)
         self.row_sums = [i for i in sums if self.values[i].domain is Domain.ROW]
         self.column_sums = [i for i in sums if self.values[i].domain is Domain.COLUMN]
         self.used = [*dict.fromkeys((*own.loads, *own.stores, *self._vectors()))]
         self.row = self.column = ""
         self.column_at: dict[int, str] = {}
         # A sum is kept four times: a vector and a single number in float32, and both in float64.
-        count = {i: self.values[i].args[0] for i in (*self.totals, *self.row_sums)}
+        count = {i: self.values[i].args[0] for i in (*self.totals, *self.row_sums) if i in sums}
         self.added = [*((i, x) for i, x in count.items()), *((n, x) for n, x in own.telemetry)]
         self.lanes = self.width if len(self.added) < MANY else LANES
         self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
@@ -188,6 +188,7 @@ class PassPrinter(Printer):
 
     def place(self, width: int) -> str:
         first = self.let(f"mul i64 {self.row}, {self.facts['length']}")
+        first = self.let(f"add i64 {first}, {self.facts['start']}")
         first = self.let(f"trunc i64 {self.let(f'add i64 {first}, {self.column}')} to i32")
         if width == 1:
             return first
@@ -241,11 +242,12 @@ class PassPrinter(Printer):
         return self.let(f"call reassoc double {name}(double {one}, {of} {many})")
 
     def _finish(self, work: dict[str, str]) -> None:
-        """Write the sums of this piece."""
+        """Write the sums of this piece, and room for those that a fold leaves."""
         keys = [*self.totals, *(n for n, _ in self.own.telemetry)]
         if keys:
             own = self.let(f"mul i64 {work['piece']}, {len(keys)}")
             own = self.at("%args.partials", "double", own)
             for number, key in enumerate(keys):
                 to = self.at(own, "double", str(number))
-                self.line(f"store double {self._total(self.far[key])}, ptr {to}")
+                total = self._total(self.far[key]) if key in self.far else "0.0"
+                self.line(f"store double {total}, ptr {to}")

@@ -31,8 +31,12 @@ partials: double [pieces, sums], the sums of one pass; a fold is given those of 
 counter: i64, the next piece.
 """
 
-FACTS = ("length", "rows", "numel", "group", "key0", "key1", "first", "last")
-"""Of a tensor: elements in a row, rows, both multiplied; its group; the keys of its noise; its pieces."""
+FACTS = ("length", "rows", "group", "key0", "key1", "start", "all_rows", "numel", "first", "last")
+"""Of a tensor: elements in a row, rows; its group; the keys of its noise; the elements of the whole tensor
+before it, where it is a part, and all rows and all elements of that; its pieces, first to last."""
+
+COUNTS = {"columns": "length", "rows": "all_rows", "numel": "numel"}
+"""What sums are divided by to be means, and the fact that it is."""
 
 WORK = ("tensor", "row", "rows", "column", "columns")
 """Of a piece: its tensor, and the rectangle of rows and columns. A fold has one piece a tensor."""
@@ -189,7 +193,7 @@ class Printer:
             self.env[value, 1] = self.let(f"load float, ptr {self.at(own, 'float', str(i))}", "h")
         for i, v in enumerate(self.values):
             if v.op == "input" and v.domain is Domain.TENSOR:
-                count = self.facts["length" if v.attr == "columns" else v.attr]
+                count = self.facts[COUNTS[v.attr]]
                 self.env[i, 1] = self.let(f"sitofp i64 {count} to float", v.attr)
 
     def scalar_at(self, tensor: str, value: int) -> str:

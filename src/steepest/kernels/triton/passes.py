@@ -63,6 +63,7 @@ class PassText(Text):
         if any(v.op == "random" for v in self.values):
             seed, ordinal = self.fact("seed"), self.fact("ordinal")
             self.line(f"key0, key1 = device.tensor_key({seed}, tl.load(steps + group), {ordinal})")
+            self.line(f"before = {self.fact('start')}")
         self.line("lane = tl.arange(0, 128)[None, :]")
         if self.layout.gridded:
             self.line("per_row = ((length + 127) // 128).to(tl.int32)")
@@ -110,7 +111,7 @@ class PassText(Text):
             self._grid()
             self.line("inside = here & (lane < length - column)")
         if any(v.op == "random" for v in self.values):
-            self.line("place = offset.to(tl.int32) + lane")
+            self.line("place = (offset + before).to(tl.int32) + lane")
         for stage in self.own.stages:
             for i in stage.block:
                 self._block_value(i)

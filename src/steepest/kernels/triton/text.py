@@ -13,10 +13,11 @@ from steepest.kernels.schedule import Schedule
 
 FACTS = (
     *("length", "rows", "numel", "group", "ordinal", "first", "last"),
-    *("row_parts", "column_parts", "seed"),
+    *("row_parts", "column_parts", "seed", "start"),
 )
 """Of a tensor, i64: elements in a row, rows, both multiplied; its group; its place among all parameters; its
-pieces; the number of partial sums of a row and of a column; the seed of its noise."""
+pieces; the number of partial sums of a row and of a column; the seed of its noise; and the elements of the
+whole tensor before it, where it is a part."""
 
 WORK = ("tensor", "row", "first", "last", "part")
 """Of a piece, i64: its tensor; blocks first to last of the grid; or, where a kernel sees rows and columns,
