@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from steepest.codecs import decode, stored_name, unpack
-from steepest.contract import compute_dtype
+from steepest.contract import SteepestError, compute_dtype
 from steepest.ops import mean_to
-from steepest.optimizer.state import Held, decode_slots, encode_slot
+from steepest.optimizer.state import Held, decode_slots, encode_slot, slot_shape
 from steepest.rules.adafactor import root_product
 
 Notes: TypeAlias = dict[str, str]
@@ -38,7 +38,7 @@ def transfer(here: Held, there: Held, notes: Notes, *, zero_m: bool, factor: flo
         elif _shape(here, slot) != _shape(there, slot):
             notes[slot] = "started fresh: it has another shape"
         elif of == "square" and factor != 1.0:
-            out |= encode_slot(slot, here.codecs[slot], _fit(_values(there)[slot] * factor, here), here.p)
+            out |= encode_slot(slot, here.codecs[slot], _fit(_values(there)[slot] * factor, here), here.local)
             notes[slot] = f"times {factor:.3g}"
         else:
             out |= _same(here, there, slot, notes)
@@ -72,7 +72,7 @@ def convert(here: Held, there: Held, notes: Notes) -> dict[str, Any]:
         if scale == 1.0 and slot == name and slot in there.codecs and same_form(here, there, slot):
             out |= _same(here, there, slot, notes)
             continue
-        out |= encode_slot(slot, here.codecs[slot], _fit(value * scale, here), here.p)
+        out |= encode_slot(slot, here.codecs[slot], _fit(value * scale, here), here.local)
         was = f"{name} {there.codecs[name].name}"
         times = f", times {scale:.3g}" if scale != 1.0 else ""
         notes[slot] = f"from {there.rule.name}'s {was}, as {here.codecs[slot].name}{times}"
@@ -83,22 +83,22 @@ def param_bits(here: Held, there: Held, notes: Notes) -> dict[str, Tensor]:
     """What a low-precision parameter keeps beside itself, if it is the same parameter as before."""
     old, new = there.codecs["p"], here.codecs["p"]
     assert there.state is not None
-    if len(old.parts) == 1 or here.p.dtype != there.p.dtype:
+    if len(old.parts) == 1 or here.local.dtype != there.local.dtype:
         return {}
-    if len(new.parts) == 1 or not torch.equal(here.p, there.p):
+    if len(new.parts) == 1 or not torch.equal(here.local, there.local):
         notes["p"] = "lower bits dropped"
         return {}
-    held = {"p": there.p.detach(), **there.state}
+    held = {"p": there.local.detach(), **there.state}
     parts = {stored_name("p", part): of for part, of in old.parts.items()}
     if old is new:
         notes["p"] = "lower bits kept"
-        return {name: held[name].detach().to(here.p.device, copy=True) for name in parts if name != "p"}
+        return {name: held[name].detach().to(here.local.device, copy=True) for name in parts if name != "p"}
     notes["p"] = f"lower bits from {old.name}, as {new.name}"
-    master = decode(old, "p", {name: unpack(held[name], of, here.p.shape) for name, of in parts.items()})
-    upper = encode_slot("p", new, master, here.p)["p"]
+    master = decode(old, "p", {name: unpack(held[name], of, here.local.shape) for name, of in parts.items()})
+    upper = encode_slot("p", new, master, here.local)["p"]
     # The parameter itself must stay: where the other codec rounds a tie the other way, nothing is below it.
-    master = torch.where(upper == here.p, master, here.p.to(master.dtype))
-    return {name: x for name, x in encode_slot("p", new, master, here.p).items() if name != "p"}
+    master = torch.where(upper == here.local, master, here.local.to(master.dtype))
+    return {name: x for name, x in encode_slot("p", new, master, here.local).items() if name != "p"}
 
 
 def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tuple[str, Tensor] | None:
@@ -110,7 +110,14 @@ def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tu
     if not like:
         return None
     value = values[like[0]]
-    if value.shape != there.p.shape:
+    if value.shape == shape:
+        return like[0], value
+    if here.shard is not None:
+        raise SteepestError(
+            f"{here.name} is cut over ranks, and {slot} is to come from means over all of it; use 'fresh' "
+            "here, or convert on one process."
+        )
+    if value.shape != there.local.shape:
         value = root_product(value, values[like[1]], TINY) ** 2
     if value.shape != shape:
         value = mean_to(value, torch.empty(shape, device="meta"))
@@ -119,13 +126,14 @@ def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tu
 
 def _values(held: Held) -> dict[str, Tensor]:
     assert held.state is not None
-    decoded = decode_slots(held.state, held.codecs, held.p)
+    decoded = decode_slots(held.state, held.codecs, held.local)
     del decoded["step"]
     return decoded
 
 
 def _shape(held: Held, slot: str) -> torch.Size:
-    return held.rule.slots_for(held.p.shape, held.group).get(slot, held.p.shape)
+    there = slot in held.rule.slots_for(held.p.shape, held.group)
+    return slot_shape(held.rule, slot, held.local.shape, held.group) if there else held.local.shape
 
 
 def _held(held: Held, slot: str, taken: int) -> float:
@@ -141,10 +149,10 @@ def _same(here: Held, there: Held, slot: str, notes: Notes) -> dict[str, Any]:
         assert there.state is not None
         notes[slot] = "kept"
         names = [stored_name(slot, part) for part in old.parts]
-        return {name: there.state[name].detach().to(here.p.device, copy=True) for name in names}
+        return {name: there.state[name].detach().to(here.local.device, copy=True) for name in names}
     notes[slot] = f"kept, {old.name} -> {new.name}"
-    return encode_slot(slot, new, _fit(_values(there)[slot], here), here.p)
+    return encode_slot(slot, new, _fit(_values(there)[slot], here), here.local)
 
 
 def _fit(value: Tensor, here: Held) -> Tensor:
-    return value.to(device=here.p.device, dtype=compute_dtype(here.p), copy=True)
+    return value.to(device=here.local.device, dtype=compute_dtype(here.local), copy=True)

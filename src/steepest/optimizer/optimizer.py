@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.contract import Rule, SteepestError, expand, unknown
+from steepest.contract import Rule, Shard, SteepestError, expand, unknown
 from steepest.engines import Bucket, Engine, Request, find_engine
 from steepest.optimizer import preview, saved
 from steepest.optimizer.groups import fill
@@ -19,13 +19,14 @@ from steepest.optimizer.routes import Route, route_groups
 from steepest.optimizer.stateful import Stateful
 from steepest.optimizer.step import Layout, Lot, Owed, Settled, expand_there
 from steepest.optimizer.verdict import CLIP_EPS, LOSS_SCALE, NON_FINITE, Judge, Verdict, culprits, decide
+from steepest.placements import Placement
 from steepest.rules import find_rule
 
 log = logging.getLogger("steepest")
 
 OPTIONS = (
     *("max_grad_norm", "max_grad_value", "maximize", "skip_limit", "check_finite", "engine"),
-    *("state", "param", "seed", "telemetry"),
+    *("state", "param", "seed", "telemetry", "placement"),
 )
 """What every rule takes beside its hyperparameters, for the hint at a misspelt name."""
 
@@ -49,6 +50,9 @@ class Optimizer(Stateful):
         param: how bfloat16 parameters are stored ("split24"); None takes them as they are.
         seed: of the noise of stochastic rounding; saved with the state.
         telemetry: whether every step sums what `telemetry()` reports.
+        placement: who steps what; None finds it: DTensors (FSDP2) are stepped as they are cut, anything else
+            here. See docs/placements.md. Then `step`, and whatever reads or saves state, is called on
+            every rank.
         hyper: the rule's hyperparameters, torch's names; a live one may be a schedule, which is a
             function of the number of committed steps.
 
@@ -74,6 +78,7 @@ class Optimizer(Stateful):
         param: str | None = None,
         seed: int = 0,
         telemetry: bool = False,
+        placement: Placement | None = None,
         **hyper: Any,
     ) -> None:
         if (rule is None) == (routes is None):
@@ -88,7 +93,7 @@ class Optimizer(Stateful):
         self.max_grad_norm, self.max_grad_value, self.clip_eps = max_grad_norm, max_grad_value, clip_eps
         self.check_finite, self.skip_limit = check_finite, skip_limit
         self.last_verdict = None
-        self._engine = find_engine(engine)
+        self._engine, self._later = find_engine(engine), dict[int, Engine]()
         self.engine = self._engine.name
         self._step_supports_amp_scaling = True  # GradScaler then leaves `grad_scale` and `found_inf`
         self.observes = telemetry
@@ -101,14 +106,15 @@ class Optimizer(Stateful):
             named = list(named)
             if not named or not isinstance(named[0], tuple):
                 raise SteepestError("routes go by name: give the model, or model.named_parameters().")
-            super().__init__(route_groups(named, routes), shared, seed=seed)
+            super().__init__(route_groups(named, routes), shared, seed=seed, placement=placement)
             return
         found = find_rule(rule)  # type: ignore[arg-type]
         for key in hyper:
             if key not in found.hyper:
                 raise unknown(f"option of {found.name}", key, [*found.hyper, *OPTIONS])
         filled, _ = fill(found, hyper, found.name)
-        super().__init__(named, {"rule": found.name, **shared, **filled}, given=hyper, rule=found, seed=seed)
+        own = {"rule": found.name, **shared, **filled}
+        super().__init__(named, own, given=hyper, rule=found, seed=seed, placement=placement)
 
     last_verdict = Settled()
     committed = Settled()
@@ -136,16 +142,26 @@ class Optimizer(Stateful):
         params = self._owned()
         grads = [p.grad for p in params]
         layout = self._lay_out(params, grads)
-        if not layout.lots:
+        if self.placement.moves:
+            grads = [grad if grad is None else self.placement.local(grad) for grad in grads]
+        elif not layout.lots or self._defer(layout.lots, grads):
             return loss
-        if self._defer(layout.lots, grads):
+        verdict = self._decide(params, grads, self._engine, self.judge)
+        if verdict is None:
             return loss
-        verdict = self._decide([grad for grad in grads if grad is not None], self._engine, self.judge)
         self.last_verdict = verdict
         if not verdict.commit:
-            self._skip(verdict, culprits(zip(self._names(), grads, strict=True)))
+            self._skip(verdict, self._culprits(grads))
             return loss
-        sums = self._engine.run([self._bucket(lot, grads, verdict) for lot in layout.lots])
+        grads = self.placement.bring(params, grads)
+        sums: list[Tensor | None] = []
+        for wave in range(self.placement.waves):
+            self.placement.arrive(wave)
+            lots = [lot for lot in layout.lots if lot.wave == wave]
+            engine = self._engine if not wave else self._later.setdefault(wave, find_engine(self.engine))
+            sums += engine.run([self.bucket(lot, grads, verdict) for lot in lots])
+            self.placement.depart(wave)
+        self.placement.publish([p for p in params if p.requires_grad])
         self._sums = [(lot.members, s) for lot, s in zip(layout.lots, sums, strict=True) if s is not None]
         self._count(layout.lots, 1)
         self.consecutive_skips = 0
@@ -163,7 +179,7 @@ class Optimizer(Stateful):
         as if it were committed, and settles it later."""
         if self.judge is not None or not self._engine.defers([grad for grad in grads if grad is not None]):
             return False
-        buckets = [self._bucket(lot, grads, None) for lot in lots]
+        buckets = [self.bucket(lot, grads, None) for lot in lots]
         request = Request(
             looks=self.check_finite or self.max_grad_norm is not None,
             max_norm=self.max_grad_norm,
@@ -204,16 +220,38 @@ class Optimizer(Stateful):
             verdict = Verdict(False, outcome.norm, why=LOSS_SCALE if scaled else NON_FINITE)
             self._skip(verdict, tuple(names[members[i]] for i in outcome.bad))
 
-    def _decide(self, grads: Sequence[Tensor], engine: Engine, judge: Judge | None) -> Verdict:
+    def _decide(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor | None], engine: Engine, judge: Judge | None
+    ) -> Verdict | None:
+        """One verdict, the same on every rank; None if nobody has a gradient. grads: what is here of them."""
         grad_scale = getattr(self, "grad_scale", None)
         looks = self.check_finite or self.max_grad_norm is not None or judge is not None
+        norm, inf = None, self.found_inf is not None and bool(self.found_inf)
+        if looks or self.placement.moves:
+            there = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+            measure = engine.measure if looks else lambda own: 0.0
+            norm, inf, count = self.placement.survey(
+                measure, [p for p, _ in there], [g for _, g in there], inf
+            )
+            if not count:
+                return None
         return decide(
-            engine.measure(grads) if looks else None,
+            norm if looks else None,
             loss_scale=1.0 if grad_scale is None else float(grad_scale),
-            found_inf=self.found_inf is not None and bool(self.found_inf),
+            found_inf=inf,
             max_norm=self.max_grad_norm,
             clip_eps=self.clip_eps,
             judge=judge,
+        )
+
+    def _culprits(self, grads: Sequence[Tensor | None]) -> tuple[str, ...]:
+        """The names of parameters whose gradients are not finite; the ranks too, where others' are."""
+        told = self.placement.tell(culprits(zip(self._names(), grads, strict=True)))
+        ranks = {name: [rank for rank, bad in enumerate(told) if name in bad] for name in self._names()}
+        return tuple(
+            name if len(where) == len(told) else f"{name} (rank {', '.join(map(str, where))})"
+            for name, where in ranks.items()
+            if where
         )
 
     def _skip(self, verdict: Verdict, names: tuple[str, ...]) -> None:
@@ -229,7 +267,7 @@ class Optimizer(Stateful):
                 "lower the learning rate or look at the data (nothing was changed by these steps)."
             )
 
-    def _bucket(self, lot: Lot, grads: Sequence[Any], verdict: Verdict | None) -> Bucket:
+    def bucket(self, lot: Lot, grads: Sequence[Any], verdict: Verdict | None) -> Bucket:
         """What an engine is given; without a verdict it finds the scale itself, and reads tensors itself."""
         group, tensors = self.param_groups[lot.group], dict[str, Tensor]()
         hyper = {name: group[name] for name in lot.rule.hyper}
@@ -256,7 +294,19 @@ class Optimizer(Stateful):
             seed=self.seed,
             telemetry=self.observes,
             tensors=tensors,
+            shards=lot.shards,
+            add_up=lot.add_up,
         )
+
+    def conclude(
+        self, verdict: Verdict, sums: list[tuple[list[int], Tensor]], names: Sequence[str] = ()
+    ) -> None:
+        """Count a step that was decided and taken elsewhere. sums: its telemetry, by places."""
+        if verdict.commit:
+            self.last_verdict, self._sums, self.consecutive_skips = verdict, sums, 0
+            self._count([], 1)
+        else:
+            self._skip(verdict, tuple(names))
 
     def _reconcile(self) -> None:
         self._settle()  # before anything is saved, loaded or added
@@ -269,7 +319,9 @@ class Optimizer(Stateful):
         params = self._owned()
         grads = [p.grad for p in params]
         lots = self._lay_out(params, grads).lots
-        return [self._bucket(lot, grads, Verdict(True, 1.0)) for lot in lots]
+        here = [grad if grad is None else self.placement.local(grad) for grad in grads]
+        here = list(self.placement.bring(params, here))
+        return [self.bucket(lot, here, Verdict(True, 1.0)) for lot in lots]
 
     @torch.no_grad()
     def preview(self, sample: float = 1.0, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -279,8 +331,12 @@ class Optimizer(Stateful):
 
         sample: the part of all tensors to look at, drawn by `seed`; at least one tensor is.
         """
-        names = self._names()
-        places = preview.draw([i for i, p in enumerate(self._owned()) if p.grad is not None], sample, seed)
+        names, moves = (
+            self._names(),
+            self.placement.moves,
+        )  # who owns a gradient may be the only one to have it
+        there = [i for i, p in enumerate(self._owned()) if (p.requires_grad if moves else p.grad is not None)]
+        places = preview.draw(there, sample, seed)
         return {names[i]: moved for i, moved in self.foresee(places).items()}
 
     @torch.no_grad()
@@ -288,14 +344,17 @@ class Optimizer(Stateful):
         """`preview` of the parameters at these places of all; all gradients decide about the step."""
         self._reconcile()
         self._check_groups()
-        oracle, grads = find_engine("reference"), [p.grad for p in self._owned()]
-        verdict = self._decide([grad for grad in grads if grad is not None], oracle, None)
-        lots = Layout(self.param_groups, self.state, self._codecs_of, []).lots
-        alone = (preview.copied(lot, k) for lot in lots for k, i in enumerate(lot.members) if i in places)
-        return {
-            lot.members[0]: preview.foresee(oracle, self._bucket(lot, grads, verdict), verdict.commit)
-            for lot in alone
-        }
+        oracle, params = find_engine("reference"), self._owned()
+        grads = [p.grad if p.grad is None else self.placement.local(p.grad) for p in params]
+        verdict = self._decide(params, grads, oracle, None) or Verdict(False, 0.0)
+        whole = self.placement.bring(params, grads)
+        rows = torch.zeros(len(params), 3, dtype=torch.float64)
+        for lot in Layout(self.param_groups, self.state, self._codecs_of, [], self.placement).lots:
+            for k in (k for k, place in enumerate(lot.members) if place in places):
+                alone = self.bucket(preview.copied(lot, k), whole, verdict)
+                rows[lot.members[k]] = preview.foresee(oracle, alone, verdict.commit)
+        self.placement.add_rows(rows, params)
+        return preview.told(rows)
 
     def _owned(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -308,15 +367,15 @@ class Optimizer(Stateful):
             raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
         self._settle()
         names = self._names()
+        rows = torch.zeros(len(names), 5, dtype=torch.float64)
+        for members, sums in self._sums:
+            rows[members] = torch.nn.functional.pad(sums.to(rows.device), (0, 1), value=1.0)
+        self.placement.add_rows(rows, self._owned())
+        kinds = ("grad_norm", "update_norm", "param_norm")
         return {
-            names[i]: {
-                "grad_norm": math.sqrt(row[0]),
-                "update_norm": math.sqrt(row[1]),
-                "param_norm": math.sqrt(row[2]),
-                "lost": int(row[3]),
-            }
-            for members, sums in self._sums
-            for i, row in zip(members, sums.tolist(), strict=True)
+            name: {**dict(zip(kinds, map(math.sqrt, squares), strict=True)), "lost": int(lost)}
+            for name, (*squares, lost, moved) in zip(names, rows.tolist(), strict=True)
+            if moved
         }
 
     def norms(self) -> dict[str, float]:
@@ -332,17 +391,21 @@ class Optimizer(Stateful):
         """
         return saved.export_state(self)
 
+    def shards(self) -> dict[str, Shard]:
+        """Which tensors of `export_state` are parts here, and which ones; the others are whole."""
+        return saved.shards(self)
+
     def import_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> list[str]:
-        """Take over what `export_state` gave. Names, shapes, types, rules and codecs are all checked first; a
-        mismatch raises, naming both sides, and changes nothing. Hyperparameters stay this optimizer's own:
-        where they differ from the saved ones is returned, one sentence each."""
+        """Take over what `export_state` gave, whole or in parts. Names, shapes, types, rules and codecs are
+        all checked first; a mismatch raises, naming both sides, and changes nothing. Hyperparameters stay
+        this optimizer's own: where they differ from the saved ones is returned, one sentence each."""
         return saved.import_state(self, tensors, facts)
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers put a wrapped `step` of this very object into `__dict__`; a copy must not carry it. What
         # is made anew is left out.
         self._settle()
-        made = ("_engine", "_layout", "_codecs", "_owed")
+        made = ("_engine", "_later", "_layout", "_codecs", "_owed", "placement", "_placed", "_bound")
         own = {
             k: v for k, v in self.__dict__.items() if "hook" not in k and k not in made and not callable(v)
         }
@@ -351,4 +414,6 @@ class Optimizer(Stateful):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no option of a rule
-        self._engine, self._layout, self._codecs = find_engine(self.engine), None, {}
+        self._engine, self._later = find_engine(self.engine), {}
+        self._layout, self._codecs = None, {}
+        self.placement, self._placed, self._bound = Placement(), False, []

@@ -24,18 +24,29 @@ def draw(places: Sequence[int], sample: float, seed: int) -> set[int]:
 
 def copied(lot: Lot, k: int) -> Lot:
     """A lot of the k-th parameter alone, on copies of it and of its state."""
-    alone = Lot(lot.group, lot.rule, lot.codecs, lot.taken)
+    alone = Lot(lot.group, lot.rule, lot.codecs, lot.taken, add_up=lot.add_up)
     state = {n: v.clone() if isinstance(v, Tensor) else v for n, v in lot.states[k].items()}
-    alone.add(lot.members[k], lot.params[k].detach().clone(), state)
+    shard = lot.shards[k] if lot.shards else None
+    alone.add(lot.members[k], lot.params[k].detach().clone(), state, shard)
     alone.close()
     return alone
 
 
-def foresee(engine: Engine, bucket: Bucket, commit: bool) -> dict[str, float]:
-    """The norms of the update of a bucket's one parameter and of the parameter after it. Steps it."""
+def foresee(engine: Engine, bucket: Bucket, commit: bool) -> Tensor:
+    """Of a bucket's one parameter, as far as it is here: the squares of the norms of the update and of the
+    parameter after it, and 1. Steps it."""
     if not commit:
-        return {"update_norm": 0.0, "param_norm": float(torch.linalg.vector_norm(bucket.params[0].double()))}
+        square = float(bucket.params[0].double().square().sum())
+        return torch.tensor([0.0, square, 1.0], dtype=torch.float64)
     (sums,) = engine.run([replace(bucket, telemetry=True)])
     assert sums is not None
-    _, update, param, _ = sums[0].tolist()
-    return {"update_norm": math.sqrt(update), "param_norm": math.sqrt(param)}
+    return torch.tensor([*sums[0, 1:3].tolist(), 1.0], dtype=torch.float64)
+
+
+def told(rows: Tensor) -> dict[int, dict[str, float]]:
+    """Rows of `foresee` by the place of the parameter; of those that were looked at."""
+    return {
+        place: {"update_norm": math.sqrt(update), "param_norm": math.sqrt(param)}
+        for place, (update, param, seen) in enumerate(rows.tolist())
+        if seen
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.contract import SteepestError
+from steepest.contract import Shard, SteepestError
 from steepest.optimizer.state import VERSION, Held, compare, slots_of
 from steepest.optimizer.stateful import Stateful
 
@@ -25,11 +25,13 @@ def export_state(optimizer: Stateful) -> tuple[dict[str, Tensor], dict[str, Any]
         for held in holdings
         for part, tensor in slots_of(held.state or {}).items()
     }
+    steps = [held.state["step"] if held.state else -1 for held in holdings]
+    steps = [max(told) for told in zip(*optimizer.placement.tell(steps), strict=True)]
     facts = {
         "version": VERSION,
         **{name: getattr(optimizer, name) for name in COUNTERS},
         "named": _is_named(optimizer),
-        "parameters": {held.name: _facts(held) for held in holdings},
+        "parameters": {h.name: _facts(h, None if s < 0 else s) for h, s in zip(holdings, steps, strict=True)},
         **_settings(optimizer, holdings),
     }
     return tensors, facts
@@ -56,8 +58,11 @@ def import_state(optimizer: Stateful, tensors: Mapping[str, Tensor], facts: Mapp
         pairs[held.index, theirs["group"]] = None
         if theirs["step"] is None and not stored[name]:
             continue
-        compare(held.name, {"step": theirs["step"], **stored[name]}, held.state or held.start())
-        moved = {part: t.detach().to(held.p.device, copy=True) for part, t in stored[name].items()}
+        if not optimizer.placement.owns(held.place):
+            continue
+        here = held.part(stored[name])
+        compare(held.name, {"step": theirs["step"], **here}, held.state or held.start())
+        moved = {part: t.detach().to(held.local.device, copy=True) for part, t in here.items()}
         fresh[held.p] = {"step": theirs["step"], **moved}
     optimizer.adopt(fresh, **{name: facts[name] for name in COUNTERS})
     return _differences(facts, _settings(optimizer, holdings), pairs)
@@ -67,7 +72,17 @@ def _is_named(optimizer: Stateful) -> bool:
     return all("param_names" in group for group in optimizer.param_groups)
 
 
-def _facts(held: Held) -> dict[str, Any]:
+def shards(optimizer: Stateful) -> dict[str, Shard]:
+    """See `Optimizer.shards`."""
+    return {
+        f"{held.name}/{name}": shard
+        for held in optimizer.holdings()
+        for name, shard in held.cut().items()
+        if held.state
+    }
+
+
+def _facts(held: Held, step: int | None = None) -> dict[str, Any]:
     return {
         "place": held.place,
         "group": held.index,
@@ -75,7 +90,7 @@ def _facts(held: Held) -> dict[str, Any]:
         "shape": list(held.p.shape),
         "dtype": _word(held.p.dtype),
         "codecs": {slot: codec.name for slot, codec in held.codecs.items()},
-        "step": held.state["step"] if held.state else None,
+        "step": step,
     }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.codecs import decode, pack, param_codec, slot_codec, stored_name, unpack
-from steepest.contract import Codec, Live, Rule, SteepestError, compute_dtype, expand, unknown
+from steepest.codecs import decode, pack, param_codec, part_shape, slot_codec, stored_name, unpack
+from steepest.contract import Codec, Live, Rule, Shard, SteepestError, compute_dtype, expand, unknown
+from steepest.placements import Placement
 
 VERSION = 2
 
@@ -19,7 +20,8 @@ VERSION = 2
 class Held:
     """A parameter as its optimizer holds it.
 
-    name: its own, or its place in words.  place: among all parameters.  state: None while it is frozen.
+    name: its own, or its place in words.  place: among all parameters.  state: None while it is frozen, or
+    where another rank owns it.  local: what is here of p.  shard: which part that is, None for the whole.
     """
 
     name: str
@@ -30,19 +32,65 @@ class Held:
     rule: Rule
     codecs: Mapping[str, Codec]
     state: dict[str, Any] | None
+    local: Tensor
+    shard: Shard | None = None
 
     def start(self) -> dict[str, Any]:
         """Its state before the first step."""
-        return allocate(self.rule, self.p, self.group, self.codecs)
+        return allocate(self.rule, self.local, self.group, self.codecs, self.p.shape)
+
+    def shapes(self, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+        """What would be stored for a part of this shape, by name."""
+        return stored_shapes(self.rule, shape, self.group, self.codecs)
+
+    def part(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept here of tensors that may be saved whole, by name."""
+        if self.shard is None:
+            return dict(saved)
+        here, cut = self.shapes(self.local.shape), self.cut()
+        whole = {n: x for n, x in saved.items() if n in cut and tuple(x.shape) == tuple(cut[n].shape)}
+        return {**saved, **{n: x[cut[n].first :][: here[n][0]] for n, x in whole.items()}}
+
+    def wrapped(self, placement: Placement) -> dict[str, Any]:
+        """Its state, parts as torch.distributed.checkpoint knows them."""
+        assert self.state is not None
+        cut = {n: placement.wrap(self.state[n], of.shape, self.p) for n, of in self.cut().items()}
+        return {**self.state, **cut}
+
+    def unwrapped(self, placement: Placement, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept here of a saved state, whole or in parts."""
+        here = self.shapes(self.local.shape)
+        return self.part({n: placement.unwrap(x, here[n]) if n in here else x for n, x in saved.items()})
+
+    def slice(self, slot: str, value: Tensor) -> Tensor:
+        """What is here of a slot's value for the whole parameter."""
+        own = slot_shape(self.rule, slot, self.local.shape, self.group)
+        if self.shard is None or value.shape == own:
+            return value
+        return value[self.shard.first :][: own[0]]
+
+    def decoded(self, placement: Placement) -> dict[str, Any]:
+        """Its state with each slot's value under its own name, parts as `wrapped` has them."""
+        assert self.state is not None
+        out = decode_slots(self.state, self.codecs, self.local)
+        for slot in out if self.shard is not None else ():
+            shape = slot_shape(self.rule, slot, self.p.shape, self.group) if slot != "step" else None
+            empty = torch.Size((0, *self.p.shape[1:]))
+            if shape is not None and slot_shape(self.rule, slot, empty, self.group)[:1] == (0,):
+                out[slot] = placement.wrap(out[slot], shape, self.p)
+        return out
+
+    def cut(self) -> dict[str, Shard]:
+        """Which stored tensors are parts, and which ones; the others are whole on every rank."""
+        if self.shard is None:
+            return {}
+        empty, whole = self.shapes(torch.Size((0, *self.p.shape[1:]))), self.shapes(self.p.shape)
+        per = {name: whole[name][0] // max(self.p.shape[0], 1) for name in whole if empty[name][:1] == (0,)}
+        return {name: Shard(torch.Size(whole[name]), self.shard.first * n) for name, n in per.items()}
 
     def live(self, t: int) -> Live:
         """Its hyperparameters as the rule reads them in step t."""
         return expand({name: self.group[name] for name in self.rule.hyper}, t)
-
-
-def global_shape(p: Tensor) -> torch.Size:
-    """The shape that decides about slots and codecs, however a parameter is sharded."""
-    return p.shape
 
 
 def codecs_for(
@@ -58,17 +106,31 @@ def codecs_for(
         if slot not in rule.slots:
             raise unknown(f"slot of {rule.name} in {where}", slot, rule.slots)
     hyper = vars(expand({name: group[name] for name in rule.hyper}, 1))
-    shape, dtype = global_shape(p), compute_dtype(p)
+    shape, dtype = p.shape, compute_dtype(p)  # a DTensor's shape is the whole's
     return {
         "p": param_codec(group["param"], p.dtype, where),
         **{name: slot_codec(choice, name, rule.slots[name], shape, hyper, dtype, where) for name in slots},
     }
 
 
-def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any], codecs: Mapping[str, Codec]) -> dict[str, Any]:
-    """A parameter's slots at their starting values, what it lacks itself (nothing yet), its step count."""
+def allocate(
+    rule: Rule,
+    p: Tensor,
+    group: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    whole: torch.Size | None = None,
+) -> dict[str, Any]:
+    """A parameter's slots at their starting values, what it lacks itself (nothing yet), its step count.
+
+    p: what is here of it.  whole: its shape, where that is a part; it decides which slots there are.
+    """
     state: dict[str, Any] = {"step": 0}
-    for name, shape in rule.slots_for(global_shape(p), group).items():
+    if not p.numel():
+        types = {stored_name(s, part): of.dtype for s, c in codecs.items() for part, of in c.parts.items()}
+        shapes = stored_shapes(rule, p.shape, group, codecs)
+        return state | {n: torch.zeros(s, dtype=types[n], device=p.device) for n, s in shapes.items()}
+    for name in rule.slots_for(p.shape if whole is None else whole, group):
+        shape = slot_shape(rule, name, p.shape, group)
         start = rule.slots[name].init
         value = group[start] if isinstance(start, str) else start
         like: dict[str, Any] = {"dtype": compute_dtype(p), "device": p.device}
@@ -82,6 +144,25 @@ def allocate(rule: Rule, p: Tensor, group: Mapping[str, Any], codecs: Mapping[st
         extra = encode_slot("p", codecs["p"], p.detach().to(compute_dtype(p)), p)
         state |= {name: value for name, value in extra.items() if name != "p"}
     return state
+
+
+def slot_shape(rule: Rule, slot: str, shape: torch.Size, group: Mapping[str, Any]) -> torch.Size:
+    """A slot's shape for a part of this shape of a parameter."""
+    own = rule.slots[slot].shape
+    return own(shape, group) if own else shape
+
+
+def stored_shapes(
+    rule: Rule, shape: torch.Size, group: Mapping[str, Any], codecs: Mapping[str, Codec]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the state, for a part of this shape of a parameter with these codecs."""
+    values = {s: shape if s == "p" else slot_shape(rule, s, shape, group) for s in codecs}
+    out = {
+        stored_name(slot, part): part_shape(of, values[slot])
+        for slot, codec in codecs.items()
+        for part, of in codec.parts.items()
+    }
+    return {name: own for name, own in out.items() if name != "p"}
 
 
 def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:

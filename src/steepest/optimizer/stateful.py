@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,15 +23,14 @@ from steepest.optimizer.state import (
     codecs_for,
     compare,
     compare_codecs,
-    decode_slots,
     describe_codecs,
     encode_slot,
-    global_shape,
     match,
     slot_names,
     slots_of,
 )
 from steepest.optimizer.step import Layout, facts_of
+from steepest.placements import Placement, find_placement
 from steepest.rules import find_rule
 
 
@@ -63,14 +63,19 @@ class Stateful(torch.optim.Optimizer):
         given: Mapping[str, Any] | None = None,
         rule: Rule | None = None,
         seed: int = 0,
+        placement: Placement | None = None,
     ) -> None:
         self.seed, self.committed, self.skipped, self.consecutive_skips = seed, 0, 0, 0
+        self.placement, self._placed = placement or Placement(), placement is not None
+        self._bound: list[Tensor] | None = None
         self._given = dict(given or {})
         self._rules = {rule.name: rule} if rule else {}
         self._beside: list[Beside] = []
         self._codecs: dict[Any, dict[str, Codec]] = {}
         self._layout: Layout | None = None
         super().__init__(params, defaults)
+        self._bound = []
+        self._reconcile()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; every key is checked against its rule, and its state is allocated now."""
@@ -88,13 +93,14 @@ class Stateful(torch.optim.Optimizer):
             group.pop(key, None)
         try:
             for p in filter(_is_trained, group["params"]):
-                codecs_for(rule, p, group, rule.slots_for(global_shape(p), group), where)
+                codecs_for(rule, p, group, rule.slots_for(p.shape, group), where)
         except SteepestError:
             self.param_groups.pop()
             raise
         self._beside.append(Beside(schedules, _choice(rule, group)))
         self._follow_schedules()
-        self._reconcile()
+        if self._bound is not None:  # not while the first groups come in: owners are found over all of them
+            self._reconcile()
 
     def _find(self, rule: str | Rule | None, where: str) -> Rule:
         if rule is None:
@@ -109,9 +115,9 @@ class Stateful(torch.optim.Optimizer):
         group = self.param_groups[g]
         rule = self._rules[group["rule"]]
         held = slot_names(rule, self.state[p]) if p in self.state else ()
-        slots = dict.fromkeys((*held, *rule.slots_for(global_shape(p), group)))
+        slots = dict.fromkeys((*held, *rule.slots_for(p.shape, group)))
         names = tuple(name for name in rule.slots if name in slots)
-        key = g, names, global_shape(p), p.dtype
+        key = g, names, p.shape, p.dtype
         if key not in self._codecs:
             self._codecs[key] = codecs_for(rule, p, group, names, f"group {g}")
         return rule, self._codecs[key]
@@ -123,30 +129,50 @@ class Stateful(torch.optim.Optimizer):
         accelerate replaces the tensors of `param_groups` after construction (FSDP2); the state moves
         along by position when the new tensor has the old one's shape.
         """
+        self._bind()
+        place = -1
         for g, (group, beside) in enumerate(zip(self.param_groups, self._beside, strict=True)):
             for i, p in enumerate(group["params"]):
+                place += 1
+                if not self.placement.owns(place):
+                    continue
                 old = beside.places[i] if i < len(beside.places) else None
                 if old is not None and old is not p and old in self.state and p not in self.state:
                     moved = self.state.pop(old)
-                    if old.shape == p.shape and old.device == p.device:
+                    if old.shape == p.shape and old.device == p.device and self.placement.shard(p) is None:
                         self.state[p] = moved
                 if p in self.state or _is_trained(p):
                     rule, codecs = self._codecs_of(g, p)
                     if p not in self.state or set(codecs) - {"p", *slot_names(rule, self.state[p])}:
-                        self.state[p] = allocate(rule, p, group, codecs) | self.state.get(p, {})
+                        fresh = allocate(rule, self.placement.local(p), group, codecs, p.shape)
+                        self.state[p] = fresh | self.state.get(p, {})
             beside.places[:] = group["params"]
+
+    def _bind(self) -> None:
+        """Tell the placement of the parameters there are, if they are not those it knows."""
+        owned = [(group, p) for group in self.param_groups for p in group["params"]]
+        params = [p for _, p in owned]
+        if self._bound is None or len(self._bound) != len(params) or not all(map(is_, self._bound, params)):
+            if not self._placed:
+                self.placement = find_placement(params)
+            self.placement.bind(params, [self._rules[group["rule"]].scope for group, _ in owned])
+            self._bound = params
 
     def _lay_out(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Layout:
         """What moves together, found anew only where something changed since the last step."""
         needed = [
-            [*self._rules[group["rule"]].slots_for(global_shape(group["params"][0]), group)]
+            [*self._rules[group["rule"]].slots_for(group["params"][0].shape, group)]
             for group in self.param_groups
             if group["params"]
         ]
-        if self._layout is None or not self._layout.holds([needed, *facts_of(params, grads, self.state)]):
+
+        def facts() -> list[Any]:
+            here = list(map(self.placement.local, params)) if self.placement.moves else params
+            return [needed, *facts_of(params, here, grads, self.state)]
+
+        if self._layout is None or not self._layout.holds(facts()):
             self._reconcile()
-            facts = [needed, *facts_of(params, grads, self.state)]
-            self._layout = Layout(self.param_groups, self.state, self._codecs_of, facts)
+            self._layout = Layout(self.param_groups, self.state, self._codecs_of, facts(), self.placement)
         return self._layout
 
     def _names(self) -> list[str]:
@@ -168,7 +194,11 @@ class Stateful(torch.optim.Optimizer):
         self._reconcile()
         owned = [(g, group, p) for g, group in enumerate(self.param_groups) for p in group["params"]]
         return [
-            Held(name, place, g, group, p, *self._codecs_of(g, p), self.state.get(p))
+            Held(
+                *(name, place, g, group, p, *self._codecs_of(g, p), self.state.get(p)),
+                self.placement.local(p),
+                self.placement.shard(p),
+            )
             for place, (name, (g, group, p)) in enumerate(zip(self._names(), owned, strict=True))
         ]
 
@@ -237,10 +267,14 @@ class Stateful(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's shape, and in each group what `load_state_dict` checks: version, counters, shapes.
 
+        Of DTensors every rank gives DTensors of its part; with owners (ZeRO) every rank asks, and gets all.
         It stands in the groups because torch.distributed.checkpoint keeps `state` and `param_groups` only.
         """
         self._reconcile()
         out = super().state_dict()
+        if self.placement.moves:
+            held_here = [held for held in self.holdings() if held.state]
+            out["state"] = self.placement.gather({h.place: h.wrapped(self.placement) for h in held_here})
         for group, saved in zip(self.param_groups, out["param_groups"], strict=True):
             params = group["params"]
             saved["steepest"] = {
@@ -248,7 +282,7 @@ class Stateful(torch.optim.Optimizer):
                 "committed": self.committed,
                 "skipped": self.skipped,
                 "shapes": [list(p.shape) for p in params],
-                "frozen": [i for i, p in enumerate(params) if p not in self.state],
+                "frozen": [i for i, at in enumerate(saved["params"]) if at not in out["state"]],
                 "seed": self.seed,
             }
         return out
@@ -269,15 +303,17 @@ class Stateful(torch.optim.Optimizer):
                 f"this state has format {own['version']}, newer than {VERSION}; update steepest."
             )
         fresh: dict[Tensor, dict[str, Any]] = {}
+        known = {held.p: held for held in self.holdings()}
         for g, i, theirs in match(state_dict, self.param_groups, self.name_of):
-            p = self.param_groups[g]["params"][i]
-            self._compare(g, p, self.name_of(g, i), theirs, state_dict["param_groups"][g])
-            fresh[p] = theirs
+            held = known[self.param_groups[g]["params"][i]]
+            if self.placement.owns(held.place):
+                fresh[held.p] = held.unwrapped(self.placement, theirs)
+                self._compare(held, fresh[held.p], state_dict["param_groups"][g])
         for g, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=True)):
             check(self._rules[group["rule"]], {**group, **saved}, f"saved group {g}")
         for p, theirs in fresh.items():
             self.state[p] = {
-                k: v.detach().to(p.device, copy=True) if isinstance(v, Tensor) else v
+                k: v.detach().to(known[p].local.device, copy=True) if isinstance(v, Tensor) else v
                 for k, v in theirs.items()
             }
         self._take_groups(state_dict["param_groups"])
@@ -287,16 +323,13 @@ class Stateful(torch.optim.Optimizer):
         for post in self._optimizer_load_state_dict_post_hooks.values():
             post(self)
 
-    def _compare(
-        self, g: int, p: Tensor, name: str, theirs: Mapping[str, Any], saved: Mapping[str, Any]
-    ) -> None:
+    def _compare(self, held: Held, theirs: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Raise unless a saved parameter state fits; `saved` is its group."""
-        rule, own = self._codecs_of(g, p)
-        group = self.param_groups[g]
         chosen = {"state": saved.get("state"), "param": saved.get("param")}
-        names = [name for name in own if name != "p"]
-        compare_codecs(name, codecs_for(rule, p, group | chosen, names, f"saved group {g}"), own, chosen)
-        compare(name, theirs, self.state[p] if p in self.state else allocate(rule, p, group, own))
+        names = [name for name in held.codecs if name != "p"]
+        where, group = f"saved group {held.index}", {**held.group, **chosen}
+        compare_codecs(held.name, codecs_for(held.rule, held.p, group, names, where), held.codecs, chosen)
+        compare(held.name, theirs, held.state or held.start())
 
     def _take_groups(self, saved: list[dict[str, Any]]) -> None:
         self._layout = None
@@ -314,29 +347,31 @@ class Stateful(torch.optim.Optimizer):
             raise SteepestError("this state was saved by steepest; load it with load_state_dict().")
         self._reconcile()
         fresh: dict[Tensor, dict[str, Any]] = {}
+        steps, known = [0], {held.p: held for held in self.holdings()}
         for g, i, theirs in match(state_dict, self.param_groups, self.name_of):
-            group, p = self.param_groups[g], self.param_groups[g]["params"][i]
-            rule, codecs = self._codecs_of(g, p)
-            shapes = rule.slots_for(global_shape(p), group)
-            own = self.state[p] if p in self.state else allocate(rule, p, group, codecs)
-            taken = interchange.from_torch(rule.name, self.name_of(g, i), theirs, shapes)
-            fresh[p] = own if taken is None else own | {"step": taken.pop("step")}
-            for slot, value in (taken or {}).items():
-                x = value.to(device=p.device, dtype=compute_dtype(p), copy=True)
-                fresh[p] |= encode_slot(slot, codecs[slot], x, p)
-        self.adopt(fresh, committed=max((int(s["step"]) for s in fresh.values()), default=0))
+            held = known[self.param_groups[g]["params"][i]]
+            shapes = held.rule.slots_for(held.p.shape, held.group)
+            taken = interchange.from_torch(held.rule.name, held.name, theirs, shapes) or {}
+            steps.append(taken.pop("step", held.state["step"] if held.state else 0))
+            if not self.placement.owns(held.place):
+                continue
+            fresh[held.p] = (held.state or held.start()) | ({"step": steps[-1]} if taken else {})
+            for slot, value in taken.items():
+                here = held.slice(slot, self.placement.unwrap(value, value.shape))
+                x = here.to(device=held.local.device, dtype=compute_dtype(held.p), copy=True)
+                fresh[held.p] |= encode_slot(slot, held.codecs[slot], x, held.local)
+        self.adopt(fresh, committed=max(steps))
 
     def export_torch_state(self) -> dict[str, Any]:
         """The state as torch.optim's own optimizer of this algorithm loads it."""
         self._reconcile()
         packed = super().state_dict()
-        flat = [(p, g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])]
         state = {}
-        for index, (p, g, i) in enumerate(flat):
-            if p in self.state:
-                rule, codecs = self._codecs_of(g, p)
-                decoded = decode_slots(self.state[p], codecs, p)
-                state[index] = interchange.to_torch(rule.name, self.name_of(g, i), decoded, p.dtype)
+        for held in self.holdings():
+            if held.state:
+                decoded = held.decoded(self.placement)
+                state[held.place] = interchange.to_torch(held.rule.name, held.name, decoded, held.p.dtype)
+        state = self.placement.gather(state)
         groups = [interchange.torch_group(group) for group in packed["param_groups"]]
         return {"state": state, "param_groups": groups}
 

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name
-from steepest.contract import Codec, Live, Rule, SteepestError, expand, names_of_pair
+from steepest.contract import AddUp, Codec, Live, Rule, Scope, Shard, SteepestError, expand, names_of_pair
 from steepest.engines import Pending
+from steepest.placements import Placement
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 
 
 @dataclass(slots=True)
 class Lot:
-    """Parameters that are stepped together: of one group, device, type, step count, and set of codecs.
+    """Parameters that are stepped together: of one group, device, type, step count, set of codecs, and over
+    the same ranks.
 
-    members: their places among all parameters.  taken: the steps they have had.
+    members: their places among all parameters.  taken: the steps they have had.  params: what is here of
+    them; shards, add_up: as a `Bucket` has them.  wave: the part of a step in which they come.
     """
 
     group: int
@@ -31,13 +34,18 @@ class Lot:
     taken: int
     members: list[int] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
+    shards: list[Shard] | None = None
+    add_up: AddUp | None = None
+    wave: int = 0
     states: list[dict[str, Any]] = field(default_factory=list)
     stored: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, place: int, p: Tensor, state: dict[str, Any]) -> None:
+    def add(self, place: int, p: Tensor, state: dict[str, Any], shard: Shard | None) -> None:
         self.members.append(place)
         self.params.append(p)
         self.states.append(state)
+        if shard is not None:
+            self.shards = [*(self.shards or ()), shard]
 
     def close(self) -> None:
         """Gather the tensors of the state, once all members are there."""
@@ -112,7 +120,12 @@ class Layout:
     """The lots of a step; `facts` is what they rest on beside the tensors of the state."""
 
     def __init__(
-        self, groups: Sequence[Mapping[str, Any]], state: States, codecs_of: CodecsOf, facts: list[Any]
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        state: States,
+        codecs_of: CodecsOf,
+        facts: list[Any],
+        placement: Placement,
     ) -> None:
         self.facts = facts
         lots: dict[tuple[Any, ...], Lot] = {}
@@ -121,13 +134,18 @@ class Layout:
             if p.grad is None:
                 continue
             _refuse(p.grad)
+            if not placement.owns(place):
+                continue
             rule, codecs = codecs_of(g, p)
             named = tuple((slot, codec.name) for slot, codec in codecs.items())
-            key = g, state[p]["step"], p.device, p.dtype, p.grad.dtype, named
+            shard = placement.shard(p)
+            add_up = placement.add_up(p) if rule.scope is Scope.TENSOR else None
+            over = shard is not None, add_up, placement.wave(place)
+            key = g, state[p]["step"], p.device, p.dtype, p.grad.dtype, named, over
             if key not in lots:
-                lots[key] = Lot(g, rule, codecs, state[p]["step"])
-            lots[key].add(place, p, state[p])
-        self.lots = list(lots.values())
+                lots[key] = Lot(g, rule, codecs, state[p]["step"], add_up=add_up, wave=over[-1])
+            lots[key].add(place, placement.local(p), state[p], shard)
+        self.lots = sorted(lots.values(), key=lambda lot: lot.wave)
         for lot in self.lots:
             lot.close()
 
@@ -136,14 +154,19 @@ class Layout:
         return facts == self.facts and all(lot.holds() for lot in self.lots)
 
 
-def facts_of(params: Sequence[Tensor], grads: Sequence[Tensor | None], state: States) -> list[Any]:
+def facts_of(
+    params: Sequence[Tensor], here: Sequence[Tensor], grads: Sequence[Tensor | None], state: States
+) -> list[Any]:
     """What a layout rests on, cheap to gather and to compare. Identities stand for tensors and for states;
-    addresses tell of data exchanged under a parameter, also for data on another device."""
+    addresses tell of data exchanged under a parameter, also for data on another device.
+
+    here: what is here of the parameters.
+    """
     there = [g for g in grads if g is not None]
     return [
         list(map(id, params)),
         list(map(id, state.values())),
-        [p.data_ptr() for p in params],
+        [p.data_ptr() for p in here],
         [p.dtype for p in params],
         [p.requires_grad if g is None else None for p, g in zip(params, grads, strict=True)],
         [g.dtype for g in there],
