@@ -67,6 +67,7 @@ class Hyper:
     default: Any
     low: float = -math.inf
     high: float = math.inf
+    open_low: bool = False
     open_high: bool = False
     infinite: bool = False
     live: bool = True
@@ -103,13 +104,14 @@ class Hyper:
         if not isinstance(value, Real):  # numpy's numbers are Real too
             raise SteepestError(f"{where}: {name} must be a number, got {value!r}.")
         value = float(value)
+        below = value < self.low or (self.open_low and value == self.low)
         above = value > self.high or (self.open_high and value == self.high)
         endless = math.isnan(value) or (math.isinf(value) and not self.infinite)
-        if endless or above or value < self.low:
-            end = ")" if self.open_high else "]"
+        if endless or above or below:
+            start, end = "(" if self.open_low else "[", ")" if self.open_high else "]"
             raise SteepestError(
                 f"{where}: {name}={value!r} is out of range; "
-                f"it must lie in [{self.low:g}, {self.high:g}{end}."
+                f"it must lie in {start}{self.low:g}, {self.high:g}{end}."
             )
 
 

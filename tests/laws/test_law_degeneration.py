@@ -13,6 +13,8 @@ from steepest.rules import RULES
 SHAPES = [(7, 6), (5,), (), (2, 3, 4)]
 STEPS = 5
 ONE = {"trust_low": 1.0, "trust_high": 1.0}
+NONE = 1e-300
+"""An eps that is lost in any sum; 0 itself is refused, for it divides 0 by 0 where a gradient is zero."""
 UNBOUND = {"trust_low": 0.0, "trust_high": math.inf}
 PLAIN = {"scale_parameter": False, "d": math.inf, "beta1": 0.0, "eps": (1e-30, 1e-3)}
 
@@ -60,18 +62,18 @@ SAME = {
         ("adamw", {"weight_decay": 0.0}),
     ),
     "adam_no_decay-adamw_no_decay": (("adam", {}), ("adamw", {"weight_decay": 0.0})),
-    "adam_betas_0-sign": (("adam", {"betas": (0.0, 0.0), "eps": 0.0}), ("signum", {"momentum": 0.0})),
+    "adam_betas_0-sign": (("adam", {"betas": (0.0, 0.0), "eps": NONE}), ("signum", {"momentum": 0.0})),
     "adam_beta1_0-rmsprop_unbiased": (
-        ("adam", {"betas": (0.0, 0.9), "eps": 0.0}),
-        ("rmsprop", {"alpha": 0.9, "eps": 0.0, "lr": lambda k: 0.03 * math.sqrt(1 - 0.9 ** (k + 1))}),
+        ("adam", {"betas": (0.0, 0.9), "eps": NONE}),
+        ("rmsprop", {"alpha": 0.9, "eps": NONE, "lr": lambda k: 0.03 * math.sqrt(1 - 0.9 ** (k + 1))}),
     ),
-    "rmsprop_alpha_0-sign": (("rmsprop", {"alpha": 0.0, "eps": 0.0}), ("signum", {"momentum": 0.0})),
+    "rmsprop_alpha_0-sign": (("rmsprop", {"alpha": 0.0, "eps": NONE}), ("signum", {"momentum": 0.0})),
     "adagrad_lr_decay-schedule": (
         ("adagrad", {"lr_decay": 0.1}),
         ("adagrad", {"lr": lambda k: 0.03 / (1 + 0.1 * k)}),
     ),
     "adagrad_rising_lr-adafactor_mean_of_squares": (
-        ("adagrad", {"eps": 0.0, "lr": lambda k: 0.03 * math.sqrt(k + 1)}),
+        ("adagrad", {"eps": NONE, "lr": lambda k: 0.03 * math.sqrt(k + 1)}),
         ("adafactor", {"dialect": "t5x", "beta2_decay": -1.0, **PLAIN}),
     ),
     "adafactor_t5x_unfactored-big_vision_unfactored": (
@@ -104,12 +106,12 @@ def test_every_rule_takes_part():
 
 # Rules that divide by the gradient's size, with the eps that hides it taken away.
 BLIND_TO_GRADIENT_SCALE = {
-    "rmsprop": {"eps": 0.0},
-    "adagrad": {"eps": 0.0},
-    "adam": {"eps": 0.0},
-    "adamw": {"eps": 0.0},
-    "adafactor": {"eps": (0.0, 1e-3)},
-    "lamb": {"eps": 0.0},
+    "rmsprop": {"eps": NONE},
+    "adagrad": {"eps": NONE},
+    "adam": {"eps": NONE},
+    "adamw": {"eps": NONE},
+    "adafactor": {"eps": (NONE, 1e-3)},
+    "lamb": {"eps": NONE},
     "lars": {"eps": 0.0},
     "lion": {},
     "signum": {},
@@ -133,7 +135,7 @@ def test_gradient_scale_matters_to_sgd_alone():
 def test_layer_wise_steps_grow_with_the_parameter(rule, engine):
     """Ten times the parameter, ten times the path: the step is a share of the tensor's own size."""
     hyper = {"weight_decay": 0.0, **({"always_adapt": True} if rule == "lamb" else {})}
-    hyper |= {"eps": (0.0, 0.0)} if rule == "adafactor" else {"eps": 0.0}
+    hyper |= {"eps": (NONE, NONE)} if rule == "adafactor" else {"eps": NONE}
     ten = ends(engine, rule, start=10.0, **hyper)
     assert_same([p / 10 for p in ten], ends(engine, rule, **hyper))
 

@@ -96,7 +96,8 @@ def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, d
     hyper={
         "lr": rate(1e-2),
         "beta2_decay": Hyper(-0.8, low=-1.0, high=0.0),
-        "eps": Hyper((1e-30, 1e-3), low=0.0),
+        # The second is the least size of a step: with 0 a tensor that starts from zero stays there.
+        "eps": Hyper((1e-30, 1e-3), low=0.0, open_low=True),
         "d": Hyper(1.0, low=0.0, infinite=True),
         "weight_decay": WEIGHT_DECAY,
         "beta1": Hyper(0.0, **UNIT),

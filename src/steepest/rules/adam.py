@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, atmost, lerp, norm, ratio, sqrt, unbias, where
 from steepest.rules.declare import EPS, FLAG, UNIT, rate, rule, variant
@@ -48,7 +50,7 @@ adam = variant(
     hyper={
         "lr": rate(1e-3),
         "betas": BETAS,
-        "eps": Hyper(1e-6, low=0.0),
+        "eps": replace(EPS, default=1e-6),
         "weight_decay": Hyper(1e-2, low=0.0),
         "always_adapt": FLAG,
         "trust_low": Hyper(0.0, low=0.0),

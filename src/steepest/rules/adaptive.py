@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steepest.contract import Hyper, Scope, Slot
 from steepest.ops import atleast, lerp, sqrt
 from steepest.rules.declare import EPS, FLAG, UNIT, UPDATES, WEIGHT_DECAY, rate, rule
@@ -17,7 +19,7 @@ from steepest.rules.declare import EPS, FLAG, UNIT, UPDATES, WEIGHT_DECAY, rate,
         "lr_decay": Hyper(0.0, low=0.0),
         "weight_decay": WEIGHT_DECAY,
         "initial_accumulator_value": Hyper(0.0, low=0.0, live=False),
-        "eps": Hyper(1e-10, low=0.0),
+        "eps": replace(EPS, default=1e-10),
     },
 )
 def adagrad(p, g, s, h):

@@ -10,7 +10,9 @@ from steepest.contract import Decay, Hyper, Rule, RuleFn, Scope, Slot, SteepestE
 
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
 UNIT: dict[str, Any] = {"low": 0.0, "high": 1.0, "open_high": True}
-EPS = Hyper(1e-8, low=0.0)
+EPS = Hyper(1e-8, low=0.0, open_low=True)
+"""What is added to a root of squared gradients before dividing by it. torch takes 0 as well: then the first
+gradient that is zero, that of a token which a batch does not have, divides 0 by 0."""
 MOMENTUM = Slot(average="momentum", of="gradient")
 UPDATES = Slot(average="momentum", of="update")
 FLAG = Hyper(False, live=False, choices=(False, True))
