@@ -171,7 +171,8 @@ def _answers(run: Story) -> str:
     n = policy[-1].answers
     prompts = f" of {n:,} held-out prompts" if n and n == policy[0].answers else ""
     sure = "; 95% intervals, for the choice of prompts alone: this is one run from one seed" if n else ""
-    return f"Right answers{prompts}: {before} before reinforcement learning, {after} after{sure}."
+    then = "so far" if policy[-1] is run.last and run.state != "finished" else "after"
+    return f"Right answers{prompts}: {before} before reinforcement learning, {after} {then}{sure}."
 
 
 def share(stage: Stage, value: float) -> str:
