@@ -232,3 +232,31 @@ def test_listing_the_presets_imports_nothing_heavy():
     code = "import sys, steepest.models, steepest.objectives; print('transformers' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_a_folder_with_fewer_tokens_can_be_padded(folder):
+    """Old tokens say of each other what they said before; new rows, of both ends, are the mean."""
+    ids = torch.arange(32)[None]
+    plain = build_model(str(folder), vocab_size=256, context=64, seed=0)
+    grown = build_model(str(folder), vocab_size=300, context=64, seed=0, pad_vocab=True)
+    assert vocabulary(grown) == 300 and grown(ids).logits.shape == (1, 32, 300)
+    assert torch.equal(grown(ids).logits[..., :256], plain(ids).logits)
+    for layer in (grown.get_input_embeddings(), grown.get_output_embeddings()):
+        torch.testing.assert_close(layer.weight[256:], layer.weight[:256].mean(0).expand(44, -1))
+    assert same(plain, build_model(str(folder), vocab_size=200, context=64, seed=0, pad_vocab=True))
+
+
+def test_a_sequence_model_can_be_padded(tmp_path):
+    build_model("tiny-t5", vocab_size=32, context=8, seed=0, kind="seq2seq").save_pretrained(tmp_path)
+    grown = build_model(str(tmp_path), vocab_size=40, context=8, seed=0, kind="seq2seq", pad_vocab=True)
+    rows = grown.get_output_embeddings().weight
+    assert vocabulary(grown) == 40
+    torch.testing.assert_close(rows[32:], rows[:32].mean(0).expand(8, -1))
+
+
+def test_a_module_that_cannot_grow_says_so(factories, tmp_path):
+    (tmp_path / "narrow_for_test.py").write_text(
+        "from mine_for_test import Model\ndef build(): return Model(11)\n"
+    )
+    with pytest.raises(SteepestError, match="Model knows 11 tokens and cannot be given more"):
+        build_model("narrow_for_test:build", vocab_size=12, context=6, seed=0, pad_vocab=True)

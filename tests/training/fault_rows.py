@@ -21,6 +21,8 @@ def of(path: str, *names: str) -> tuple[str, ...]:
 SESSION = "training/test_session_transaction.py"
 CONFIG = "training/test_session_config.py"
 FAULTS = "training/test_faults.py"
+OTHER = "training/test_other_models.py"
+VERSIONS = "training/test_saved_versions.py"
 GUARD = "training/test_guard.py"
 STORE = "training/checkpoint/test_checkpoint_store.py"
 CRASH = "training/checkpoint/test_checkpoint_crash.py"
@@ -72,8 +74,8 @@ ROWS: dict[int, Row] = {
     ),
     7: Row(
         "A hyperparameter out of range in one group",
-        "Refused with the group's name, at construction, at load and at the step. An eps of 0 is refused in "
-        "configs; the library takes it, as torch does.",
+        "Refused with the group's name, at construction, at load and at the step. An eps of 0 "
+        "is one, wherever a rule divides by it.",
         of(
             VALIDATION,
             "a_wrong_value_in_a_group_names_the_group",
@@ -129,17 +131,20 @@ ROWS: dict[int, Row] = {
     ),
     13: Row(
         "Renamed modules, wrapped models",
-        "At a border wrappers' names are seen through; a run that is continued refuses other names. "
-        "torch.compile changes none.",
+        "At a border wrappers' names are seen through; a run that is continued refuses other names, unless "
+        "`rename` maps them. torch.compile changes none.",
         of("optimizer/test_optimizer_border.py", "wrappers_names_are_seen_through")
+        + of(OTHER, "a_save_goes_on_under_new_names", "a_map_that_makes_one_name_of_two_is_a_sentence")
         + of(FAULTS, "another_model_is_refused_when_it_is_loaded")
         + of("models/test_names.py", "a_wrapped_model_has_the_names_of_the_plain_one")
         + of("models/test_model_compile.py", "names_and_class_stay"),
     ),
     14: Row(
         "Another shape, such as a larger vocabulary",
-        "Refused when it is loaded, with both shapes; at a border such state begins anew, and is told.",
+        "Refused when it is loaded, with both shapes; at a border such state begins anew, and is told. A "
+        "model folder with fewer tokens than the tokenizer is given rows where `pad_vocab` asks for it.",
         of(FAULTS, "another_model_is_refused_when_it_is_loaded")
+        + of(OTHER, "a_folder_with_fewer_tokens_is_given_rows")
         + of(SAVED, "a_mismatch_names_both_sides_and_changes_nothing")
         + of("optimizer/test_optimizer_border.py", "new_ones_reshaped_ones_and_dropped_ones_are_told"),
     ),
@@ -367,6 +372,7 @@ ROWS: dict[int, Row] = {
             "a_checkpoint_of_the_first_format_can_be_read",
             "a_newer_format_is_an_error_and_no_fallback",
         )
+        + of(VERSIONS, "a_save_of_this_version_goes_on", "what_a_newer_version_has_saved_is_refused")
         + of(
             FAULTS,
             "a_key_that_a_config_did_not_have_yet_is_no_difference",
