@@ -15,6 +15,7 @@ from steepest.optimizer.constructors import (
     constructor,
 )
 from steepest.optimizer.optimizer import Optimizer
+from steepest.optimizer.release import Release
 from steepest.optimizer.routes import Route, decay_groups, everything, matrices, vectors
 from steepest.optimizer.verdict import Judge, Judgement, Verdict
 
@@ -32,6 +33,7 @@ __all__ = [
     "Lion",
     "Optimizer",
     "RMSprop",
+    "Release",
     "Route",
     "Signum",
     "Verdict",

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 
 from steepest.contract import SteepestError, unknown
 from steepest.optimizer.optimizer import Optimizer
+from steepest.placements import Placement
 from steepest.rules import find_rule
 
 Betas = tuple[Any, Any]
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
     param: str | None
     seed: int
     telemetry: bool
+    placement: Placement | None
     foreach: bool | None
     fused: bool | None
     capturable: bool
