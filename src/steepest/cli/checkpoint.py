@@ -162,19 +162,30 @@ def convert(
         str,
         typer.Option(
             help="plain: GROUP.safetensors and facts.json, readable by anything. torch: optimizer.pt, which "
-            "torch.optim's optimizer of the same algorithm loads, and model.pt."
+            "torch.optim's optimizer of the same algorithm loads, and model.pt. huggingface: weights as "
+            "from_pretrained reads them. dcp: a torch.distributed.checkpoint folder. steepest: a folder of "
+            "checkpoints with this one in it, in one piece on however many ranks it was saved."
         ),
     ] = "plain",
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Read a DCP folder, although its metadata can run code of whoever made it."
+        ),
+    ] = False,
 ) -> None:
-    """Write a checkpoint in the format of others, verified first.
+    """Write a checkpoint in another format, verified first; or one of others in ours.
+
+    WHERE may also be a Hugging Face folder of safetensors, or with --trust a folder of
+    torch.distributed.checkpoint (DCP); nothing can verify those.
 
     In Python: opt.load_state_dict(torch.load("OUT/optimizer.pt", weights_only=True)).
     """
     from steepest.training.checkpoint import convert as write
-    from steepest.training.checkpoint import load_at
+    from steepest.training.checkpoint import open_any
 
     console = Console(highlight=False)
-    loaded = load_at(where)
+    loaded = open_any(where, trust=trust)
     for path in write(loaded, out, to):
         console.print(f"{size(path.stat().st_size):>8}  {escape(str(path))}", soft_wrap=True)
     _tell_skipped(console, loaded.skipped)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from steepest.training.checkpoint import Disk, Loaded, Payload, Store
+from steepest.contract import Shard
+from steepest.training.checkpoint import Disk, Handle, Loaded, Payload, Piece, Ranks, Store
 
 OPERATIONS = [name for name in vars(Disk) if not name.startswith("_")]
 
@@ -50,6 +55,49 @@ def filled(folder: Path, steps: tuple[int, ...] = (10, 20), **options: Any) -> S
     for step in steps:
         store.save(payload(step), step=step, wait=True)
     return store
+
+
+def rows_of(rows: int, world: int) -> list[range]:
+    """Slices of a first dimension by rank, as FSDP2 cuts them: the last ranks have fewer, or none."""
+    each = -(-rows // world) if rows else 0
+    return [range(min(r * each, rows), min((r + 1) * each, rows)) for r in range(world)]
+
+
+def shards(whole: Payload, world: int) -> list[Payload]:
+    """What each of `world` ranks gives of a payload: its slices; rank 0 also what has none, and the facts."""
+
+    def piece(tensor: Tensor, rank: int) -> Piece:
+        rows = rows_of(tensor.shape[0], world)[rank]
+        return Piece(tensor[rows.start : rows.stop], Shard(tensor.shape, rows.start))
+
+    def given(tensors: Any, rank: int) -> dict[str, Tensor | Piece]:
+        cut = {name: piece(t, rank) for name, t in tensors.items() if t.ndim}
+        return cut | {name: t for name, t in tensors.items() if not t.ndim and rank == 0}
+
+    return [
+        Payload(
+            {group: given(named, rank) for group, named in whole.tensors.items()},
+            whole.facts if rank == 0 else {},
+        )
+        for rank in range(world)
+    ]
+
+
+def stores(folder: Path, world: int, disks: Sequence[Disk] = (), **options: Any) -> list[Store]:
+    """A store of the same folder for each rank."""
+    session = uuid.uuid4().hex
+    given = [*disks, *(Disk() for _ in range(world - len(disks)))]
+    return [
+        Store(folder, ranks=Ranks(rank, world, session), disk=disk, **options)
+        for rank, disk in enumerate(given)
+    ]
+
+
+def save_by(ranks: Sequence[Store], payloads: Sequence[Payload], step: int) -> list[Handle]:
+    """All ranks save; returns when each knows what came of it."""
+    handles = [store.save(given, step=step) for store, given in zip(ranks, payloads, strict=True)]
+    assert all(handle.wait(60) for handle in handles)
+    return handles
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -143,6 +191,19 @@ def failing(code: int) -> Callable[[Faulty, str, tuple[Any, ...]], None]:
         raise OSError(code, os.strerror(code))
 
     return fail
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and give it a checksum that fits."""
+    raw = json.loads((folder / "manifest.json").read_bytes())
+    del raw["checksum"]
+    change(raw)
+    write_manifest(folder, json.dumps(raw).encode())
+
+
+def write_manifest(folder: Path, text: bytes) -> None:
+    checksum = hashlib.sha256(text[1:]).hexdigest()
+    (folder / "manifest.json").write_bytes(b'{"checksum": "%s", %s' % (checksum.encode(), text[1:]))
 
 
 def copied(folder: Path, to: Path) -> Path:

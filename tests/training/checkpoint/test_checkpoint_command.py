@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stores import filled, payload, tree
+from stores import filled, payload, same, save_by, shards, stores, tree
 from torch import nn
 
 import steepest
@@ -142,7 +142,7 @@ def test_convert_to_plain_files(call: Call, run: Path, tmp_path: Path) -> None:
     code, _, err = call("convert", run, "--out", tmp_path / "plain")
     assert code == 1 and "plain exists already; choose another --out" in err
     code, _, err = call("convert", run, "--out", tmp_path / "new", "--to", "touch")
-    assert code == 1 and "unknown format 'touch'; did you mean 'torch'?" in err and len(FORMATS) == 2
+    assert code == 1 and "unknown format 'touch'; did you mean 'torch'?" in err and len(FORMATS) == 5
     code, _, err = call("convert", run, "--out", tmp_path / "new", "--to", "torch")
     assert code == 1 and "gen-000020 holds no optimizer state" in err
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name or path.name == "new"] == []
@@ -227,3 +227,32 @@ def test_a_place_without_checkpoints_is_a_sentence(call: Call, tmp_path: Path, c
     more = {"diff": [tmp_path], "convert": ["--out", tmp_path / "new"]}.get(command, [])
     code, out, err = call(command, tmp_path, *more)
     assert code == 1 and "there is no checkpoint in" in err and "Traceback" not in out + err
+
+
+def test_every_command_takes_a_generation_of_several_ranks(call: Call, run: Path, tmp_path: Path) -> None:
+    for handle in save_by(stores(tmp_path / "three", 3), shards(payload(20), 3), 20):
+        handle.result()
+    code, out, _ = call("verify", tmp_path / "three")
+    assert code == 0 and out.splitlines()[1].split()[-2:] == ["good,", "current"]
+    code, out, _ = call("show", tmp_path / "three")
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    norm = payload(20).tensors["optimizer"]["w.weight/m"].norm().item()
+    assert code == 0 and ["optimizer/w.weight/m", "3x5", "f64", f"{norm:.6g}"] in rows
+    assert ["model", "3", "30", "90", "B"] in rows and ["frozen.one", "0", "0", "0", "B"] in rows
+    for pair in ((run, tmp_path / "three"), (tmp_path / "three", run)):
+        assert "no difference: 5 tensors and all facts are the same, bit by bit." in call("diff", *pair)[1]
+    for source, out_folder in ((run, "a"), (tmp_path / "three", "b")):
+        assert call("convert", source, "--out", tmp_path / out_folder)[0] == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b"), "converted, it is in one piece"
+    (tmp_path / "three" / "gen-000020" / "model-00002-00001.safetensors").unlink()
+    code, out, _ = call("verify", tmp_path / "three")
+    assert code == 1 and "damaged: model-00002-00001.safetensors cannot be opened" in out
+
+
+def test_ranks_become_one_by_converting(call: Call, run: Path, tmp_path: Path) -> None:
+    for handle in save_by(stores(tmp_path / "three", 3), shards(payload(20), 3), 20):
+        handle.result()
+    assert call("convert", tmp_path / "three", "--out", tmp_path / "one", "--to", "steepest")[0] == 0
+    found = Store(tmp_path / "one").load()
+    assert same(found, payload(20)) and found.step == 20 and len(found.manifest.files) == 3
+    assert "no difference" in call("diff", tmp_path / "one", run)[1]

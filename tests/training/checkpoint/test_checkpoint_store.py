@@ -17,7 +17,7 @@ from stores import Faulty, failing, filled, payload, same
 from steepest.contract import SteepestError
 from steepest.training.checkpoint import Disk, Payload, Store
 from steepest.training.checkpoint.manifest import DTYPES
-from steepest.training.checkpoint.stage import stage
+from steepest.training.checkpoint.stage import measure, stage
 
 
 def one(**tensors: torch.Tensor) -> Payload:
@@ -348,3 +348,12 @@ def test_a_copy_that_changes_before_it_is_written_is_found_out(
     disk.go.set()
     with pytest.raises(SteepestError, match="'w' is not what was saved"):
         handle.result(30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_norms_of_large_tensors_are_exact(dtype: torch.dtype) -> None:
+    """Summed in one float32, these 30 million elements would lose more than a thousandth."""
+    large = torch.rand(30_000_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = torch.linalg.vector_norm(large, dtype=torch.float64).item()
+    norm, nonfinite = measure(large.view(1, -1))
+    assert norm == pytest.approx(exact, rel=5e-6) and nonfinite == 0

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-PIECE = 1 << 26
+from steepest.contract import SteepestError
+
+CHUNK = 1 << 26
 """Bytes of one call to write; it returns to the interpreter in between."""
 TEMPORARY = re.compile(r"(gen-\d{6,}(-\d+)?|CURRENT)\.tmp\.[0-9a-z]+")
 """What a save that did not end leaves behind; never read, and removed by the next save."""
@@ -30,7 +32,7 @@ class Disk:
     def write(self, file: int, data: Buffer) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(file, view[:PIECE]) :]
+            view = view[os.write(file, view[:CHUNK]) :]
 
     def sync(self, file: int) -> None:
         os.fsync(file)
@@ -106,3 +108,10 @@ def reason(error: OSError) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{error.filename or 'the folder'} cannot be written ({why}): choose a folder that can be"
     return f"{why}{f': {error.filename}' if error.filename else ''}"
+
+
+def words(error: Exception) -> str:
+    """Whatever went wrong, for the end of a sentence."""
+    if isinstance(error, OSError):
+        return reason(error)
+    return str(error) if isinstance(error, SteepestError) else f"{type(error).__name__}: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from steepest.training.checkpoint.manifest import (
     Damaged,
     FileFact,
     Manifest,
-    TensorFact,
+    PieceFact,
     header,
 )
 from steepest.training.checkpoint.stage import content, digest
@@ -45,30 +45,30 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_tensors(
-    folder: Path, manifest: Manifest, *, from_disk: bool = False
-) -> Iterator[tuple[str, str, Tensor]]:
-    """(group, name, tensor) of all tensors, each verified; raises `Damaged` at the first that is not what was
-    saved. Nothing that came before is to be used then.
+def read_pieces(
+    folder: Path, save_id: str, files: Mapping[str, FileFact], *, from_disk: bool = False
+) -> Iterator[tuple[str, str, PieceFact, Tensor]]:
+    """(group, name, fact, tensor) of whatever files hold, each verified; raises `Damaged` at the first that
+    is not what was saved. Nothing that came before is to be used then.
 
     from_disk: ask the system to forget what it has cached of the files, so that the disk itself is read.
     """
-    for name, fact in manifest.files.items():
+    for name, fact in files.items():
         with _open(folder / name) as (file, _):
             if from_disk and hasattr(os, "posix_fadvise"):
                 with suppress(OSError):
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            first = header(manifest.save_id, fact.tensors)
+            first = header(save_id, fact.tensors)
             found = bytearray(len(first))
             if not _fill(file, memoryview(found)) or found != first:
-                own = manifest.save_id.encode() in found
-                why = "its header was changed" if own else "it belongs to another save"
-                raise Damaged(f"{name}: {why}")
+                own = save_id.encode() in found
+                why = "its header was changed, or it is another file of this save"
+                raise Damaged(f"{name}: {why if own else 'it belongs to another save'}")
             for tensor, of in fact.tensors.items():
-                yield fact.group, tensor, _read(file, of, f"{name}: {tensor!r}")
+                yield fact.group, tensor, of, _read(file, of, f"{name}: {tensor!r}")
 
 
-def _read(file: int, fact: TensorFact, where: str) -> Tensor:
+def _read(file: int, fact: PieceFact, where: str) -> Tensor:
     try:
         tensor = torch.empty(fact.shape, dtype=DTYPES[fact.dtype])
     except (RuntimeError, MemoryError) as error:

@@ -13,11 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.contract import SteepestError
-from steepest.training.checkpoint.manifest import CODES, DTYPES, GROUP, TensorFact
+from steepest.contract import Shard, SteepestError
+from steepest.training.checkpoint.manifest import CODES, DTYPES, GROUP, PieceFact
 
 FILE_BYTES = 2_000_000_000
 """A file of tensors holds about this much; one larger tensor has a file of its own."""
+ROW = 4096
+"""Elements whose squares are summed in float32."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What this process holds of a tensor that is cut: slices of its first dimension, perhaps none of them.
+
+    tensor: (slices, *shard.shape[1:]).  shard: which ones, of what.
+    """
+
+    tensor: Tensor
+    shard: Shard
 
 
 @dataclass(frozen=True)
@@ -26,9 +39,11 @@ class Payload:
 
     Groups are short words ("model", "optimizer"). Facts are None, bools, numbers, strings, lists and dicts
     with strings for keys; tuples come back as lists.
+    Of several processes, each gives the pieces that it holds; a tensor that all of them have is given by one
+    of them, and facts are taken from rank 0.
     """
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Tensor | Piece]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -37,7 +52,7 @@ class StagedFile:
     """A file to be written: its tensors, copied to the CPU, and what was true of them then."""
 
     group: str
-    tensors: dict[str, tuple[Tensor, TensorFact]]
+    tensors: dict[str, tuple[Tensor, PieceFact]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ def stage(payload: Payload, limit: int = FILE_BYTES) -> Staged:
     files = {}
     for group, entries in pending.items():
         ready = {
-            name: (copy, TensorFact(sha256=digest.result(), **facts))
+            name: (copy, PieceFact(sha256=digest.result(), **facts))
             for name, (copy, facts, digest) in entries.items()
         }
         for index, names in enumerate(_split(ready, limit), 1):
@@ -89,22 +104,26 @@ def digest(data: memoryview) -> str:
 
 
 @torch.no_grad()
-def _copy(tensor: Tensor, pool: ThreadPoolExecutor) -> tuple[Tensor, dict[str, Any], Any]:
+def _copy(given: Tensor | Piece, pool: ThreadPoolExecutor) -> tuple[Tensor, dict[str, Any], Any]:
+    tensor, shard = (given.tensor, given.shard) if isinstance(given, Piece) else (given, None)
     tensor = tensor.detach()
     copy = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-    norm, nonfinite = _measure(tensor)
+    norm, nonfinite = measure(tensor)
     facts = {"dtype": CODES[copy.dtype], "shape": tuple(copy.shape), "norm": norm, "nonfinite": nonfinite}
+    if shard is not None:
+        facts |= {"rows": shard.shape[0], "first": shard.first}
     return copy, facts, pool.submit(digest, content(copy))
 
 
-def _measure(tensor: Tensor) -> tuple[float | None, int]:
-    """L2 norm and number of non-finite elements, computed where the tensor is. In float32 where squares
-    stay well inside its range, which is many times as fast, else in float64."""
+def measure(tensor: Tensor) -> tuple[float | None, int]:
+    """L2 norm (None for whole numbers, and where it is not finite) and number of non-finite elements,
+    computed where the tensor is; to 1e-5, however large it is. In float32 where squares stay well inside its
+    range, which is many times as fast, else in float64."""
     if not tensor.is_floating_point():
         return None, 0
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()  # torch computes nothing in 8 bits
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).item()
+    norm = _norm(tensor.reshape(-1), torch.promote_types(tensor.dtype, torch.float32))
     if not 1e-15 < norm < 1e15:
         nonfinite = int(tensor.numel() - torch.isfinite(tensor).sum().item())
         norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
@@ -112,7 +131,16 @@ def _measure(tensor: Tensor) -> tuple[float | None, int]:
     return norm, 0
 
 
-def _split(ready: Mapping[str, tuple[Tensor, TensorFact]], limit: int) -> list[list[str]]:
+def _norm(flat: Tensor, dtype: torch.dtype) -> float:
+    """L2 norm, in rows whose norms are then put together in float64: one float32 sum over 1e8 elements is a
+    hundredth off."""
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1, dtype=dtype)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=dtype)
+    return torch.linalg.vector_norm(torch.cat([rows, rest.view(1)]).cpu().double()).item()
+
+
+def _split(ready: Mapping[str, tuple[Tensor, PieceFact]], limit: int) -> list[list[str]]:
     """Names in files of about `limit` bytes, wide types first, so that each tensor is aligned in its file.
     A group without tensors is one empty file: it exists."""
     files: list[list[str]] = [[]]
@@ -135,8 +163,11 @@ def _check_tensors(payload: Payload) -> None:
                 f"checkpoint group {group!r} must be at most 100 letters, digits, '_', '-' or '.', and begin "
                 "with none of the last two: it names files."
             )
-        for name, tensor in tensors.items():
+        for name, given in tensors.items():
             where = f"checkpoint tensor {name!r} of {group}"
+            tensor = given.tensor if isinstance(given, Piece) else given
+            if isinstance(given, Piece):
+                _check_piece(where, given)
             if name == "__metadata__" or not _encodes(name):
                 raise SteepestError(f"{where}: safetensors cannot hold this name.")
             if tensor.layout != torch.strided or tensor.device.type == "meta":
@@ -146,6 +177,15 @@ def _check_tensors(payload: Payload) -> None:
             if tensor.dtype not in CODES:
                 known = ", ".join(str(dtype).removeprefix("torch.") for dtype in CODES)
                 raise SteepestError(f"{where} is {tensor.dtype}; a checkpoint holds {known}.")
+
+
+def _check_piece(where: str, piece: Piece) -> None:
+    shape, whole, first = piece.tensor.shape, piece.shard.shape, piece.shard.first
+    fits = len(shape) == len(whole) > 0 and shape[1:] == whole[1:]
+    if not fits or not 0 <= first <= whole[0] - shape[0]:
+        raise SteepestError(
+            f"{where} cannot be a piece of {tuple(whole)} from slice {first} on: it is {tuple(shape)}."
+        )
 
 
 def _encodes(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from steepest.contract import SteepestError
-from steepest.training.checkpoint.disk import Disk, leftovers, reason
+from steepest.training.checkpoint.assemble import Part, nothing, read
+from steepest.training.checkpoint.disk import Disk, leftovers, words
 from steepest.training.checkpoint.manifest import Damaged, Manifest
-from steepest.training.checkpoint.read import current, in_order, names_in, read_manifest, read_tensors
-from steepest.training.checkpoint.stage import Payload, stage
-from steepest.training.checkpoint.write import Saved, write_generation
+from steepest.training.checkpoint.ranks import Ranks
+from steepest.training.checkpoint.read import current, in_order, names_in, read_manifest
+from steepest.training.checkpoint.stage import Payload, Staged, stage
+from steepest.training.checkpoint.write import Save, Saved, write_generation
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,8 @@ class Handle:
         try:
             stands = newest()
             saved = write()
-        except OSError as error:
-            self._fail(reason(error), stands, error)
         except Exception as error:
-            why = str(error) if isinstance(error, SteepestError) else f"{type(error).__name__}: {error}"
-            self._fail(why, stands, error)
+            self._fail(words(error), stands, error)
         except BaseException as error:
             self._future.set_exception(error)
         else:
@@ -114,8 +114,12 @@ class Store:
     verify:   read every save back from the disk before it counts.
     patience: seconds to wait for a save that has not ended, before giving up with a sentence.
     disk:     the operations it is made of.
+    ranks:    of several processes that save together, which one this is; None for one alone. Each makes a
+              store of the same folder, and calls `save` as often as the others, for the same steps. A save
+              fails for all of them if it fails for one, or if one is not heard of for `patience` seconds;
+              rank 0 says why, so what the run does next is for rank 0 to decide.
 
-    One process at a time: the run's own lock sees to that. Close it, or use it as a context, at the end, to
+    One run at a time: its own lock sees to that. Close it, or use it as a context, at the end, to
     hear of a failure of the last save; a process that ends without doing so still finishes that save.
     """
 
@@ -127,11 +131,14 @@ class Store:
         verify: bool = True,
         patience: float = 600.0,
         disk: Disk | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if keep < 1:
             raise SteepestError(f"keep={keep} would leave no checkpoint; give at least 1.")
         self.folder, self.keep, self.verify, self.patience = Path(folder), keep, verify, patience
         self.disk = disk or Disk()
+        self.ranks = ranks if ranks is not None and ranks.world > 1 else None
+        self._count = 0
         self._last: Handle | None = None
         self._parent: str | None = None
 
@@ -139,25 +146,20 @@ class Store:
         """Copy the payload and write it beside training; with `wait`, return when it is on the disk.
 
         keep: never remove this one to make room. One save at a time: the next waits for the one before.
-        Raises SteepestError, after which training may go on: for a payload that could not be read back, for
+        Raises SteepestError, after which training may go on: for a payload that could not be read back (with
+        other ranks, that is a save which fails for all), for
         a save before this one that failed unheard (this one is then written all the same), for a save
         before this one that hangs, and with `wait` for this one.
         """
+        self._count += 1  # also where this rank fails before it writes: the next save is the same one for all
         self._settle()
-        staged = stage(payload)
+        staged = self._stage(payload)
         handle = Handle(step)
+        save_id = self.ranks.save_id(self._count, step) if self.ranks else uuid.uuid4().hex
+        task = Save(self.disk, self.folder, step, save_id, self.verify, self.patience, self.ranks)
 
         def write() -> Saved:
-            saved = write_generation(
-                self.disk,
-                self.folder,
-                staged,
-                step=step,
-                keep=keep,
-                retain=self.keep,
-                parent=self._parent,
-                verify=self.verify,
-            )
+            saved = write_generation(task, staged, keep=keep, retain=self.keep, parent=self._parent)
             self._parent = saved.generation
             return saved
 
@@ -168,7 +170,7 @@ class Store:
         earlier, self._last = self.failure(), handle
         try:
             if wait:
-                handle.result(self.patience)
+                handle.result(self._limit)
         except SteepestError as error:
             raise SteepestError(f"{earlier} {error}" if earlier else str(error)) from error
         if earlier:
@@ -191,10 +193,24 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _stage(self, payload: Payload) -> Staged | Exception:
+        """The copy of a payload; where a rank cannot make one, the others hear of it: the save fails."""
+        try:
+            return stage(payload)
+        except Exception as error:
+            if self.ranks is None:
+                raise
+            return error
+
+    @property
+    def _limit(self) -> float:
+        """Seconds after which a save hangs. One that waits for other ranks in vain says so itself, before."""
+        return self.patience if self.ranks is None else 4 * self.patience
+
     def _settle(self) -> None:
         """Wait until no save goes on; raises if it hangs, and leaves its failure to be heard of."""
-        if self._last is not None and not self._last.wait(self.patience):
-            raise SteepestError(self._last.late(self.patience))
+        if self._last is not None and not self._last.wait(self._limit):
+            raise SteepestError(self._last.late(self._limit))
 
     # ------------------------------------------------------------ reading
 
@@ -211,14 +227,23 @@ class Store:
         return next(iter(in_order(self.folder)[0]), None)
 
     @overload
-    def load(self, generation: str | None = None, *, optional: Literal[False] = False) -> Loaded: ...
+    def load(
+        self, generation: str | None = None, *, optional: Literal[False] = False, part: Part | None = None
+    ) -> Loaded: ...
     @overload
-    def load(self, generation: str | None = None, *, optional: bool) -> Loaded | None: ...
-    def load(self, generation: str | None = None, *, optional: bool = False) -> Loaded | None:
+    def load(
+        self, generation: str | None = None, *, optional: bool, part: Part | None = None
+    ) -> Loaded | None: ...
+    def load(
+        self, generation: str | None = None, *, optional: bool = False, part: Part | None = None
+    ) -> Loaded | None:
         """The newest generation of which every byte is as it was saved, or one by its name.
 
         Damaged ones are passed over and said in `skipped`; one asked for by name is not replaced by another.
         optional: None where nothing was ever saved. A save that goes on is waited for.
+        part: which slices of each tensor to keep in memory; everything is read and verified all the same. On
+        however many ranks a generation was saved, it is loaded on any number: let rank 0 choose it, and the
+        others load that one by its name.
         """
         self._settle()
         good, bad = in_order(self.folder)
@@ -229,7 +254,7 @@ class Store:
             return None
         for name, manifest in good.items():
             try:
-                tensors = read(self.folder / name, manifest)
+                tensors = read(self.folder / name, manifest, part)
             except Damaged as damaged:
                 bad[name] = str(damaged)
                 continue
@@ -251,21 +276,12 @@ class Store:
         return [check(self.folder / name, current=name == pointed) for name in [*names, *lost]]
 
 
-def read(folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    """All tensors of a generation by group, once all are verified; raises `Damaged`."""
-    out: dict[str, dict[str, Tensor]] = {group: {} for group in manifest.groups()}
-    for group, name, tensor in read_tensors(folder, manifest):
-        out[group][name] = tensor
-    return out
-
-
 def check(folder: Path, *, current: bool = False) -> Verified:
     """Read one generation and say whether it is what was saved."""
     manifest = None
     try:
         manifest = read_manifest(folder)
-        for _ in read_tensors(folder, manifest, from_disk=True):
-            pass
+        read(folder, manifest, nothing, from_disk=True)
     except Damaged as damaged:
         return Verified(folder.name, str(damaged), manifest, current)
     return Verified(folder.name, None, manifest, current)

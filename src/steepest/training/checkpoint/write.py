@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from steepest.contract import SteepestError
-from steepest.training.checkpoint.disk import Buffer, Disk, leftovers, put, remove
+from steepest.training.checkpoint.disk import Buffer, Disk, leftovers, put, remove, words
 from steepest.training.checkpoint.manifest import (
     NAME,
     SCHEMA,
     Damaged,
     FileFact,
     Manifest,
-    TensorFact,
+    PieceFact,
     header,
+)
+from steepest.training.checkpoint.ranks import (
+    GIVEN_UP,
+    Ranks,
+    Report,
+    gather,
+    merge,
+    outcome,
+    report,
+    report_name,
 )
 from steepest.training.checkpoint.read import (
     CURRENT,
@@ -31,7 +41,7 @@ from steepest.training.checkpoint.read import (
     in_order,
     names_in,
     read_manifest,
-    read_tensors,
+    read_pieces,
 )
 from steepest.training.checkpoint.stage import Staged, StagedFile, content
 
@@ -41,8 +51,9 @@ SPARE = 1 << 20
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that ended well. length: bytes written.  removed: older generations and leftovers that made
-    room.  stuck: those that could not be removed, with the reason; the save stands all the same."""
+    """A save that ended well. length: bytes, of the generation; on other ranks than 0, of their files.
+    removed: older generations and leftovers that made room.  stuck: those that could not be removed, with the
+    reason; the save stands all the same."""
 
     generation: str
     step: int
@@ -51,71 +62,162 @@ class Saved:
     stuck: tuple[str, ...] = ()
 
 
-def write_generation(
-    disk: Disk,
-    folder: Path,
-    staged: Staged,
-    *,
-    step: int,
-    keep: bool,
-    retain: int,
-    parent: str | None,
-    verify: bool,
-) -> Saved:
-    """Write one generation and make it the current one.
+@dataclass(frozen=True)
+class Save:
+    """One save, as every process that takes part knows it.
 
-    Everything goes into a folder under a temporary name, each file synced, the manifest last; it is read
-    back from the disk and compared with what was staged; one rename makes it a generation, one more makes
+    patience: seconds to wait for another rank.  ranks: None for a process that is alone.
+    """
+
+    disk: Disk
+    folder: Path
+    step: int
+    save_id: str
+    verify: bool = True
+    patience: float = 600.0
+    ranks: Ranks | None = None
+
+    @property
+    def temporary(self) -> Path:
+        """The folder in which all ranks write; the same for all of them."""
+        return self.folder / f"gen-{self.step:06}.tmp.{self.save_id[:12]}"
+
+
+def write_generation(
+    save: Save, staged: Staged | Exception, *, keep: bool, retain: int, parent: str | None
+) -> Saved:
+    """Write one generation, or this rank's part of it, and make it the current one.
+
+    Everything goes into a folder under a temporary name, each file synced and read back from the disk by who
+    wrote it, so that checking takes no longer with more ranks; the manifest comes last, and rank 0 reads it
+    back and finds all files there, as long as they must be. One rename makes it a generation, one more makes
     CURRENT name it. Only then are generations beyond the newest `retain` removed.
+    staged: what to write, or why there is nothing: the others must hear of that.
     parent: what training went on from; None for the one that would be loaded now.
 
-    Whatever fails before the first rename leaves the folder as it was; the temporary one is removed.
+    Whatever fails on any rank before the first rename leaves the folder as it was; the temporary one is
+    removed.
     """
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        disk.make_folder(folder)
-        disk.sync_folder(folder.parent)
+    if save.ranks is not None and save.ranks.rank > 0:
+        return _follow(save, save.ranks.rank, staged)
+    _make_folder(save)
     removed: list[str] = []
     stuck: list[str] = []
-    _remove(disk, folder, leftovers(folder), removed, stuck)
-    manifest = _describe(folder, staged, step=step, keep=keep, parent=parent)
-    text = manifest.dump()
-    _check_space(disk, folder, manifest.length() + len(text))
-    name = _fresh_name(folder, step)
-    temporary = folder / f"{name}.tmp.{manifest.save_id[:12]}"
+    _remove(save, [name for name in leftovers(save.folder) if name != save.temporary.name], removed, stuck)
+    disk, temporary = save.disk, save.temporary
     try:
-        disk.make_folder(temporary)
-        for file, of in staged.files.items():
-            put(disk, temporary / file, _parts(manifest.save_id, of))
+        _make_temporary(save)
+        files = _all_files(save, staged)
+        assert isinstance(staged, Staged)  # an error was raised with the files
+        manifest = _describe(save, files, staged.facts, keep=keep, parent=parent)
+        text = manifest.dump()
         put(disk, temporary / NAME, [text])
         disk.sync_folder(temporary)
-        if verify:
-            _read_back(temporary, manifest.save_id)
-        disk.rename(temporary, folder / name)
+        if save.verify:
+            _read_back(temporary, text)
+        name = _fresh_name(save.folder, save.step)
+        disk.rename(temporary, save.folder / name)
     except BaseException:
         with suppress(OSError):
             remove(disk, temporary, first=NAME)
         raise
-    disk.sync_folder(folder)
-    _point(disk, folder, name, manifest.save_id)
-    _remove(disk, folder, _surplus(folder, retain), removed, stuck)
-    return Saved(name, step, manifest.length() + len(text), tuple(removed), tuple(stuck))
+    disk.sync_folder(save.folder)
+    _point(save, name)
+    _remove(save, _surplus(save.folder, retain), removed, stuck)
+    return Saved(name, save.step, manifest.length() + len(text), tuple(removed), tuple(stuck))
 
 
-def _describe(folder: Path, staged: Staged, *, step: int, keep: bool, parent: str | None) -> Manifest:
-    save_id = uuid.uuid4().hex
-    files = {}
-    before, _ = in_order(folder)
-    for name, file in staged.files.items():
-        tensors = {tensor: fact for tensor, (_, fact) in file.tensors.items()}
-        length = len(header(save_id, tensors)) + sum(fact.length for fact in tensors.values())
-        files[name] = FileFact(group=file.group, length=length, tensors=tensors)
-    return Manifest(
+def _follow(save: Save, rank: int, staged: Staged | Exception) -> Saved:
+    """What a rank other than 0 does: write its files, report, wait for the end. It waits when it has failed,
+    too, so that no rank is ever more than one save ahead of rank 0."""
+    _make_folder(save)
+    _make_temporary(save)
+    try:
+        files = _write_files(save, staged)
+        report(save.disk, save.temporary, rank, Report(files=files))
+    except Exception as error:
+        if not save.temporary.exists():
+            raise SteepestError(GIVEN_UP) from error
+        with suppress(OSError):
+            _give_up(save, rank, staged, error)
+        with suppress(SteepestError):
+            outcome(save.folder, save.temporary, save.save_id, 2 * save.patience)
+        raise
+    # Rank 0 may wait for a third rank, so it is given twice the time.
+    name = outcome(save.folder, save.temporary, save.save_id, 2 * save.patience)
+    return Saved(name, save.step, sum(file.length for file in files.values()))
+
+
+def _give_up(save: Save, rank: int, staged: Staged | Exception, error: Exception) -> None:
+    """Make room, then say that this rank has failed: on a full disk there is space for the report now."""
+    if isinstance(staged, Staged):
+        for name in _named(save, staged):
+            with suppress(OSError):
+                save.disk.unlink(save.temporary / name)
+    with suppress(OSError):
+        save.disk.unlink(save.temporary / f"{report_name(rank)}.part")
+    report(save.disk, save.temporary, rank, Report(failed=words(error)))
+
+
+def _all_files(save: Save, staged: Staged | Exception) -> dict[str, FileFact]:
+    """Write this process' files and wait for those of the others."""
+    if save.ranks is None:
+        return _write_files(save, staged)
+    world = save.ranks.world
+    try:
+        own = Report(files=_write_files(save, staged))
+    except Exception:
+        with suppress(SteepestError, OSError):  # whoever still writes must find the folder, to see it go
+            gather(save.temporary, world, save.patience)
+        raise
+    files = merge({0: own} | gather(save.temporary, world, save.patience))
+    for rank in range(1, world):
+        save.disk.unlink(save.temporary / report_name(rank))
+    return files
+
+
+def _write_files(save: Save, staged: Staged | Exception) -> dict[str, FileFact]:
+    """Write what this process holds, and read it back."""
+    if isinstance(staged, Exception):
+        raise staged
+    named = _named(save, staged)
+    files = {name: _file_fact(save.save_id, file) for name, file in named.items()}
+    _check_space(save, sum(file.length for file in files.values()))
+    for name, file in named.items():
+        put(save.disk, save.temporary / name, _parts(save.save_id, file))
+    if save.verify:
+        with _reading_back():
+            for _ in read_pieces(save.temporary, save.save_id, files, from_disk=True):
+                pass
+    return files
+
+
+def _named(save: Save, staged: Staged) -> Mapping[str, StagedFile]:
+    """Files by name: of several ranks, each has its number in the names of its own."""
+    if save.ranks is None:
+        return staged.files
+    rank = save.ranks.rank
+    return {
+        f"{file.group}-{rank:05}{name.removeprefix(file.group)}": file for name, file in staged.files.items()
+    }
+
+
+def _file_fact(save_id: str, file: StagedFile) -> FileFact:
+    tensors = {name: fact for name, (_, fact) in file.tensors.items()}
+    length = len(header(save_id, tensors)) + sum(fact.length for fact in tensors.values())
+    return FileFact(group=file.group, length=length, tensors=tensors)
+
+
+def _describe(
+    save: Save, files: dict[str, FileFact], facts: dict[str, Any], *, keep: bool, parent: str | None
+) -> Manifest:
+    before, _ = in_order(save.folder)
+    manifest = Manifest(
         schema=SCHEMA,
-        save_id=save_id,
+        save_id=save.save_id,
         number=max((manifest.number for manifest in before.values()), default=0) + 1,
         parent=parent or next(iter(before), None),
-        step=step,
+        step=save.step,
         keep=keep,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={
@@ -124,23 +226,49 @@ def _describe(folder: Path, staged: Staged, *, step: int, keep: bool, parent: st
             "python": platform.python_version(),
         },
         files=files,
-        facts=staged.facts,
+        facts=facts,
     )
+    try:
+        manifest.check()
+    except Damaged as damaged:
+        raise SteepestError(f"what the ranks gave is no whole ({damaged})") from damaged
+    return manifest
 
 
 def _parts(save_id: str, file: StagedFile) -> Iterator[Buffer]:
-    tensors: dict[str, TensorFact] = {name: fact for name, (_, fact) in file.tensors.items()}
+    tensors: dict[str, PieceFact] = {name: fact for name, (_, fact) in file.tensors.items()}
     yield header(save_id, tensors)
     for tensor, _ in file.tensors.values():
         yield content(tensor)
 
 
-def _check_space(disk: Disk, folder: Path, need: int) -> None:
-    free = disk.free(folder)
+def _make_folder(save: Save) -> None:
+    """Make the store's own folder durable where it is not there; another rank may be quicker."""
+    if not save.folder.is_dir():
+        save.folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(save, save.folder)
+        save.disk.sync_folder(save.folder.parent)
+
+
+def _make_temporary(save: Save) -> None:
+    """Every rank sees to it that the folder is there, so none waits for rank 0 on a disk that refuses."""
+    _make(save, save.temporary)
+
+
+def _make(save: Save, folder: Path) -> None:
+    try:
+        save.disk.make_folder(folder)
+    except FileExistsError:
+        if save.ranks is None or not folder.is_dir():
+            raise
+
+
+def _check_space(save: Save, need: int) -> None:
+    free = save.disk.free(save.folder)
     if free < need + SPARE:
         raise SteepestError(
-            f"it needs {need / 1e6:,.1f} MB and {folder} has {free / 1e6:,.1f} MB free: free some space, or "
-            "keep fewer checkpoints"
+            f"it needs {need / 1e6:,.1f} MB and {save.folder} has {free / 1e6:,.1f} MB free: free some "
+            "space, or keep fewer checkpoints"
         )
 
 
@@ -151,31 +279,35 @@ def _fresh_name(folder: Path, step: int) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _read_back(folder: Path, save_id: str) -> None:
-    """Raise unless the disk holds, checksum by checksum, what was staged."""
+def _read_back(folder: Path, text: bytes) -> None:
+    """Raise unless this manifest is on the disk, and all its files as long as it says."""
+    with _reading_back():
+        read_manifest(folder)
+        if (folder / NAME).read_bytes() != text:
+            raise Damaged(f"{NAME} is another")
+
+
+@contextmanager
+def _reading_back() -> Iterator[None]:
     try:
-        manifest = read_manifest(folder)
-        if manifest.save_id != save_id:
-            raise Damaged(f"{NAME} is of another save")
-        for _ in read_tensors(folder, manifest, from_disk=True):
-            pass
+        yield
     except Damaged as damaged:
         raise SteepestError(
             f"what was read back differs from what was written ({damaged}): memory or disk is failing"
         ) from damaged
 
 
-def _point(disk: Disk, folder: Path, name: str, save_id: str) -> None:
+def _point(save: Save, name: str) -> None:
     """Make CURRENT name a generation; it names the old one or the new one at any moment."""
-    beside = folder / f"{CURRENT}.tmp.{save_id[:12]}"
+    disk, beside = save.disk, save.folder / f"{CURRENT}.tmp.{save.save_id[:12]}"
     try:
         put(disk, beside, [f"{name}\n".encode()])
-        disk.replace(beside, folder / CURRENT)
+        disk.replace(beside, save.folder / CURRENT)
     except BaseException:
         with suppress(OSError):
             disk.unlink(beside)
         raise
-    disk.sync_folder(folder)
+    disk.sync_folder(save.folder)
 
 
 def _surplus(folder: Path, retain: int) -> list[str]:
@@ -186,17 +318,17 @@ def _surplus(folder: Path, retain: int) -> list[str]:
     return [name for name in rest if not good[name].keep and name != current(folder)]
 
 
-def _remove(disk: Disk, folder: Path, names: list[str], removed: list[str], stuck: list[str]) -> None:
+def _remove(save: Save, names: list[str], removed: list[str], stuck: list[str]) -> None:
     """Remove these; a generation loses its name first, at once, and then its manifest.
     What cannot be removed is no reason to lose a save."""
     for name in names:
         try:
-            path = folder / name
+            path = save.folder / name
             if ".tmp." not in name:
-                path = folder / f"{name}.tmp.removed"
-                disk.rename(folder / name, path)
-                disk.sync_folder(folder)
-            remove(disk, path, first=NAME)
+                path = save.folder / f"{name}.tmp.removed"
+                save.disk.rename(save.folder / name, path)
+                save.disk.sync_folder(save.folder)
+            remove(save.disk, path, first=NAME)
             removed.append(name)
         except OSError as error:
             stuck.append(f"{name}: {error.strerror or error}")
