@@ -35,7 +35,8 @@ class Ranks:
         self.calls += rank == 0
 
     def run(self, engines, buckets):
-        """Each rank's engine on its own buckets, at once; what each of them returns."""
+        """Each rank's engine on its own buckets, at once if they have to wait for one another; what each
+        of them returns."""
 
         def step(engine, own):
             with torch.no_grad():
@@ -45,8 +46,11 @@ class Ranks:
                     self._barrier.abort()
                     raise
 
+        pairs = list(zip(engines, buckets, strict=True))
+        if not any(bucket.asks for own in buckets for bucket in own):  # nobody waits
+            return [step(*pair) for pair in pairs]
         with ThreadPoolExecutor(self.size) as pool:
-            jobs = [pool.submit(step, *pair) for pair in zip(engines, buckets, strict=True)]
+            jobs = [pool.submit(step, *pair) for pair in pairs]
             errors = [job.exception(TIMEOUT) for job in jobs]
         for error in sorted(filter(None, errors), key=lambda e: type(e).__name__ == "BrokenBarrierError"):
             raise error

@@ -6,7 +6,7 @@ import torch
 
 from engines.ranks import Ranks, chunks, cut_bucket, uneven
 from engines.shard_cases import SHAPES, buckets_of, compare, train
-from laws.cases import CARD_CASES, COMBINATIONS, PARAMS, Case, every_rule
+from laws.cases import CARD_CASES, CASES, COMBINATIONS, PARAMS, Case, every_rule
 from steepest import SteepestError
 from steepest.codecs import SLOT_NAMES
 from steepest.contract import Scope
@@ -67,12 +67,20 @@ def test_kernels_of_parts_equal_those_of_the_whole(case, name, param):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", RULES)
-def test_ranks_speak_once_for_all_sums_of_a_level(name, engine):
+@pytest.mark.parametrize("case", [case for case in CASES if case.rule.scope is not Scope.ELEMENT], ids=str)
+def test_ranks_speak_once_for_all_sums_of_a_level(case, engine):
     """Matrices by kernels, tensors of three dimensions by foreach, one vector for both."""
-    *_, calls, _ = train(Case(RULES[name], {"weight_decay": 0.1}), "fp32", None, ENGINES[engine], 3, uneven)
-    assert calls == ADD_UPS.get(name, 0)
-    assert (RULES[name].scope is Scope.ELEMENT) == (name not in ADD_UPS)
+    whole, cut, calls, _ = train(case, "fp32", None, ENGINES[engine], 3, uneven)
+    compare(whole, cut)
+    assert calls == ADD_UPS[case.rule.name]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ADD_UPS])
+def test_rules_of_elements_say_nothing(name, engine):
+    assert RULES[name].scope is Scope.ELEMENT
+    *_, calls, _ = train(Case(RULES[name], {"weight_decay": 0.1}), "int8", None, ENGINES[engine], 3, uneven)
+    assert calls == 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)

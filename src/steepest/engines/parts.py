@@ -35,6 +35,9 @@ from steepest.ops import mean_to
 Turns: TypeAlias = Iterator[Tensor]
 """A coroutine. It yields its share of some sums, a float64 vector, and finds the sums in it afterwards."""
 
+WHOLE = (torch.mean, torch.sum, torch.linalg.vector_norm)
+"""Reductions to one number, without dimensions."""
+
 _GRAPHS: WeakKeyDictionary[Callable[..., Any], dict[Any, Graph]] = WeakKeyDictionary()
 
 
@@ -98,20 +101,22 @@ class _Share:
 
 def _turns(graph: Graph, bucket: Bucket, i: int, sums: Tensor) -> Turns:
     """The step of parameter i. sums: takes its telemetry."""
-    values, cut = _begin(graph, bucket, i)
-    readers = Counter(k for node in graph.nodes for k in node.operands) + Counter(graph.outputs.values())
-    words, waiting = noise(bucket, i).words, list(graph.nodes)
+    values, apart = _begin(graph, bucket, i)
+    axes, cut = _axes(graph, values, apart, bucket.params[i].shape)
+    readers = Counter(k for node in graph.nodes for k in _reads(node)) + Counter(graph.outputs.values())
+    words, rows = noise(bucket, i).words, bucket.shard(i).shape[0]
+    waiting = list(graph.nodes)
     while waiting:
         later, shares = [], []
         for node in waiting:
-            if not all(k in values for k in node.operands):
+            if not all(k in values for k in _reads(node)):
                 later.append(node)
                 continue
-            if (share := _share(node, values, cut, bucket, i)) is not None:
-                shares.append(share)
+            if node.args[0] in cut and 0 in axes.get(node.value, ()):
+                shares.append(_share(node, values[node.args[0]], axes[node.value], rows))
             else:
-                _compute(node, values, cut, words)
-            for k in node.operands:
+                values[node.value] = _value(node, values, axes.get(node.value), words)
+            for k in _reads(node):
                 readers[k] -= 1
                 if not readers[k]:
                     del values[k]
@@ -126,69 +131,86 @@ def _turns(graph: Graph, bucket: Bucket, i: int, sums: Tensor) -> Turns:
 
 
 def _begin(graph: Graph, bucket: Bucket, i: int) -> tuple[dict[int, Any], set[int]]:
-    """The values that are known before a graph runs, and which of them are cut as the parameter is."""
+    """The values that are known before a graph runs, and which of the stored ones every rank has whole."""
     p, whole = bucket.params[i], bucket.shard(i).shape
     values: dict[int, Any] = dict(graph.constants)
-    cut = {graph.inputs["p"], graph.inputs["g"]}
     values |= {k: getattr(bucket.h, name[2:]) for name, k in graph.inputs.items() if name.startswith("h.")}
     values[graph.inputs["g"]] = bucket.grads[i].to(compute_dtype(p))
+    apart = set()
     for slot, codec in bucket.codecs.items():
         declared = bucket.rule.slots[slot].shape if slot != "p" else None
-        # One number a column is kept whole by everybody, also where this rank has one row.
-        apart = declared is not None and declared(whole, vars(bucket.h))[:1] != whole[:1]
+        # Numbers that are kept once a column are whole, also where this rank has one row.
+        own = declared is not None and declared(whole, vars(bucket.h))[:1] != whole[:1]
         for part, of in codec.parts.items():
             name = stored_name(slot, part)
             k, stored = graph.inputs[name], p if name == "p" else bucket.stored[name][i]
             values[k] = unpack(stored, of, p.shape)
-            if not (apart or (of.per == "column" and len(whole) == 2)):
-                cut.add(k)
-    return values, cut
+            if own or (of.per == "column" and len(whole) == 2):
+                apart.add(k)
+    return values, apart
 
 
-def _share(node: Node, values: dict[int, Any], cut: set[int], bucket: Bucket, i: int) -> _Share | None:
-    """What a node lacks: None where it does not sum, or along dimensions alone that are whole here."""
-    if node.op not in REDUCTIONS or node.args[0] not in cut:
-        return None
-    x, axes = values[node.args[0]], _axes(node, values, cut)
-    if 0 not in axes:
-        return None
-    norm, mean = node.op is torch.linalg.vector_norm, node.op is not torch.sum
-    keep = node.op not in (torch.mean, torch.sum, torch.linalg.vector_norm)
-    wide = x.double()
-    own = (wide * wide if norm else wide).sum(axes, keepdim=keep)
-    count = bucket.shard(i).shape[0] * math.prod(x.shape[d] for d in axes if d)
+def _axes(
+    graph: Graph, values: dict[int, Any], apart: set[int], shape: torch.Size
+) -> tuple[dict[int, list[int]], set[int]]:
+    """The dimensions along which each reduction of a graph runs, and the values that are cut. They
+    follow from shapes alone."""
+    shapes = {k: x.shape for k, x in values.items() if isinstance(x, Tensor)}
+    cut, found = set(shapes) - apart, {}
+    for node in graph.nodes:
+        if node.op is random_word:
+            shapes[node.value] = shape
+            cut.add(node.value)
+        elif node.op in REDUCTIONS:
+            x, axes = shapes[node.args[0]], _along(node, shapes, cut)
+            found[node.value] = axes
+            kept = () if node.op in WHOLE else (1 if d in axes else n for d, n in enumerate(x))
+            shapes[node.value] = torch.Size(kept)
+            if node.args[0] in cut and 0 not in axes:
+                cut.add(node.value)
+        elif operands := [k for k in node.operands if k in shapes]:
+            shapes[node.value] = torch.broadcast_shapes(*(shapes[k] for k in operands))
+            if cut.intersection(operands):
+                cut.add(node.value)
+    return found, cut
+
+
+def _along(node: Node, shapes: dict[int, torch.Size], cut: set[int]) -> list[int]:
+    """The dimensions along which a reduction runs: the first, for a mean, where what it is shaped like is not
+    cut, whatever its length is here."""
+    if node.op is mean_to:
+        like = node.args[1]
+        return [d for d, n in enumerate(shapes[like]) if (n == 1 if d else like not in cut)]
+    last = len(shapes[node.args[0]])
+    if node.op is verbs.row_mean:
+        return [last - 1]
+    return [last - 2] if node.op is verbs.column_mean else list(range(last))
+
+
+def _reads(node: Node) -> tuple[int, ...]:
+    """The values that have to be there; of what a mean is shaped like only the shape counts."""
+    return node.args[:1] if node.op is mean_to else node.operands
+
+
+def _share(node: Node, x: Tensor, axes: list[int], rows: int) -> _Share:
+    """The share of a part in sums along its first dimension. rows: the whole's length of that."""
+    norm, mean = node.op is torch.linalg.vector_norm, node.op not in (torch.linalg.vector_norm, torch.sum)
+    wide, count = x.double(), rows * math.prod(x.shape[d] for d in axes if d)
 
     def finish(total: Tensor) -> Tensor:
         return (total.sqrt() if norm else total / count if mean else total).to(x.dtype)
 
-    return _Share(node, own, finish)
+    return _Share(node, (wide * wide if norm else wide).sum(axes, keepdim=node.op not in WHOLE), finish)
 
 
-def _axes(node: Node, values: dict[int, Any], cut: set[int]) -> list[int]:
-    """The dimensions that a reduction runs along. A dimension of length one here may be longer as a whole:
-    along the first a mean is taken where what it is shaped like is not cut."""
+def _value(node: Node, values: dict[int, Any], axes: list[int] | None, words: Callable[[int], Tensor]) -> Any:
+    """What a node makes of values that are there; sums run along dimensions that are whole."""
     x = values[node.args[0]]
-    if node.op is mean_to:
-        like = values[node.args[1]]
-        return [d for d, n in enumerate(like.shape) if (n == 1 if d else node.args[1] not in cut)]
-    if node.op is verbs.row_mean:
-        return [x.ndim - 1]
-    return [x.ndim - 2] if node.op is verbs.column_mean else list(range(x.ndim))
-
-
-def _compute(node: Node, values: dict[int, Any], cut: set[int], words: Callable[[int], Tensor]) -> None:
-    """Compute a node that is complete, and note whether its value is cut."""
-    args = [values[k] for k in node.args]
     if node.op is random_word:
-        values[node.value] = words(args[0])
-        return
-    if node.op is mean_to and node.args[0] in cut:
-        axes = _axes(node, values, cut)
-        values[node.value] = args[0].mean(axes, keepdim=True) if axes else args[0].clone()
-    else:
-        values[node.value] = node.op(*args, **{name: values[k] for name, k in node.kwargs})
-    if cut.intersection(node.operands):  # sums along the first dimension do not come here
-        cut.add(node.value)
+        return words(x)
+    if node.op is mean_to:
+        return x.mean(axes, keepdim=True) if axes else x.clone()
+    return node.op(*(values[k] for k in node.args), **{name: values[k] for name, k in node.kwargs})
 
 
 def _end(graph: Graph, bucket: Bucket, i: int, values: dict[int, Any], sums: Tensor) -> None:
