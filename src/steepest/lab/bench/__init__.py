@@ -6,6 +6,7 @@ from steepest.lab.bench.field import Workspace, ours
 from steepest.lab.bench.peers import PEERS, Peer
 from steepest.lab.bench.race import error_line
 from steepest.lab.bench.run import Bench, Plan
+from steepest.lab.bench.shapes import meta_model
 from steepest.lab.bench.tables import END, START, page, tables
 from steepest.lab.bench.traffic import traffic
 
@@ -22,6 +23,7 @@ __all__ = [
     "Workspace",
     "error_line",
     "facts",
+    "meta_model",
     "ours",
     "page",
     "parse_storage",

@@ -15,16 +15,19 @@ MANY_SMALL = (torch.Size([10_000]),) * 400
 
 
 def shapes_of(model: str) -> tuple[torch.Size, ...]:
-    """Shapes of all parameters of a preset, of a folder with `config.json` (or that file), or of what a
-    factory "package.module:factory" builds; tied weights count once. Raises SteepestError for other names."""
+    """Shapes of all parameters of a model, as `meta_model` takes it; tied weights count once."""
+    return tuple(p.shape for p in meta_model(model).parameters())
+
+
+def meta_model(model: str) -> nn.Module:
+    """A model without weights: a preset, a folder with `config.json` (or that file), or what a factory
+    "package.module:factory" builds. Raises SteepestError for other names."""
     folder = Path(model).expanduser()
     folder = folder.parent if folder.name == "config.json" else folder
     with torch.device("meta"):
         if (folder / "config.json").is_file():
-            built = _from_config(folder)
-        else:
-            built = build_model(model, vocab_size=None, context=1, seed=0)
-    return tuple(p.shape for p in built.parameters())
+            return _from_config(folder)
+        return build_model(model, vocab_size=None, context=1, seed=0)
 
 
 def _from_config(folder: Path) -> nn.Module:
