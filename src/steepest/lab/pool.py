@@ -9,35 +9,31 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Self
 
-from steepest.contract import SteepestError
-
-Job = tuple[str, dict[str, Any]]
-"""A key to know the result by, and the keyword arguments of the task."""
+from steepest.lab.executors.base import Executor, Job, Lost, Task, attempt
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Pool:
-    """Workers that run `task(**arguments)` for jobs, in any order; results come as they finish.
+class Pool(Executor[Connection]):
+    """The executor of this machine: worker processes, spawned, which share nothing.
 
-    task: a function importable by name (the workers are spawned, they share nothing).
     A worker that dies is replaced and its job run once more; a second death is an error.
     """
 
-    def __init__(self, task: Callable[..., Any], workers: int) -> None:
-        self._task, self._count = task, workers
+    lives = 2
+    advice = "it may be out of memory: try --workers 1 or a smaller model"
+
+    def __init__(self, task: Task, workers: int) -> None:
+        super().__init__(task, workers)
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[Connection, BaseProcess] = {}
-        self._running: dict[Connection, Job] = {}
-        self._deaths: dict[str, int] = {}
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         try:
             self._fill()
         except BaseException:
@@ -48,26 +44,35 @@ class Pool:
     def __exit__(self, *_: Any) -> None:
         for connection in list(self._workers):
             self._stop(connection)
+        self._running.clear()
 
-    def run(self, next_jobs: Callable[[], list[Job]]) -> Iterator[tuple[str, Any]]:
-        """Yield (key, result) as jobs finish; `next_jobs` is asked for further jobs after each one.
+    def _submit(self, job: Job) -> Connection:
+        self._fill()
+        idle = next(c for c in self._workers if c not in self._running)
+        with contextlib.suppress(OSError):  # it died while idle: `_answer` finds out
+            idle.send(job)
+        return idle
 
-        A result that is a `SteepestError` is raised here. Jobs under way when this ends early are
-        stopped, so that the next run begins with idle workers.
-        """
-        self._deaths.clear()
+    def _ended(self, handles: list[Connection]) -> list[Any]:
+        return wait(handles)
+
+    def _answer(self, handle: Connection) -> Any:
         try:
-            queue = next_jobs()
-            while queue or self._running:
-                self._fill()
-                idle = [c for c in self._workers if c not in self._running]
-                for connection in idle[: len(queue)]:
-                    self._send(connection, queue.pop(0))
-                yield from self._collect(queue)
-                queue += next_jobs()
-        finally:
-            for connection in list(self._running):
-                self._stop(connection)
+            return handle.recv()
+        except (EOFError, OSError):  # the pipe's end, or its end in the middle of a message
+            self._workers[handle].join()  # it is ending by itself: let its own exit code stand
+            raise Lost(f"exit code {self._end(handle)}") from None
+
+    def _stop(self, handle: Connection) -> None:
+        self._end(handle)
+
+    def _end(self, handle: Connection) -> int | None:
+        """End a worker, whatever it is doing; returns its exit code."""
+        process = self._workers.pop(handle)
+        process.kill()
+        process.join()
+        handle.close()
+        return process.exitcode
 
     def _fill(self) -> None:
         """Start the workers that are missing."""
@@ -78,9 +83,9 @@ class Pool:
         # Ctrl-C is the main process's to handle: workers inherit a mask that keeps it from them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            while len(self._workers) < self._count:
+            while len(self._workers) < self.workers:
                 ours, theirs = self._context.Pipe()
-                process = self._context.Process(target=_serve, args=(theirs, self._task), daemon=True)
+                process = self._context.Process(target=_serve, args=(theirs, self.task), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers[ours] = process
@@ -89,48 +94,8 @@ class Pool:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
-    def _stop(self, connection: Connection) -> int | None:
-        """End a worker, whatever it is doing; returns its exit code."""
-        self._running.pop(connection, None)
-        process = self._workers.pop(connection)
-        process.kill()
-        process.join()
-        connection.close()
-        return process.exitcode
 
-    def _send(self, connection: Connection, job: Job) -> None:
-        self._running[connection] = job
-        with contextlib.suppress(OSError):  # it died while idle: `_collect` finds out
-            connection.send(job)
-
-    def _collect(self, queue: list[Job]) -> Iterator[tuple[str, Any]]:
-        for ready in wait(list(self._running)):
-            connection: Connection = ready  # type: ignore[assignment]
-            try:
-                result = connection.recv()
-            except (EOFError, OSError):  # the pipe's end, or its end in the middle of a message
-                self._bury(connection, queue)
-                continue
-            key, _ = self._running.pop(connection)
-            if isinstance(result, SteepestError):
-                raise result
-            yield key, result
-
-    def _bury(self, connection: Connection, queue: list[Job]) -> None:
-        """A worker has died: its job is first in the queue again, unless it was the second."""
-        job = self._running[connection]
-        self._workers[connection].join()  # it is ending by itself: let its own exit code stand
-        exit_code = self._stop(connection)
-        self._deaths[job[0]] = self._deaths.get(job[0], 0) + 1
-        if self._deaths[job[0]] > 1:
-            raise SteepestError(
-                f"a worker died twice running {job[0]} (exit code {exit_code}); it may be out of "
-                "memory: try --workers 1 or a smaller model."
-            )
-        queue.insert(0, job)
-
-
-def _serve(connection: Connection, task: Callable[..., Any]) -> None:
+def _serve(connection: Connection, task: Task) -> None:
     """A worker's life: take a job, answer with its result or its error, until the pipe closes."""
     logging.disable(logging.WARNING)  # it would tear the progress bar; what matters is in the results
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -139,14 +104,7 @@ def _serve(connection: Connection, task: Callable[..., Any]) -> None:
             _, arguments = connection.recv()
         except (EOFError, OSError):
             return
-        try:
-            answer = task(**arguments)
-        except SteepestError as error:
-            answer = SteepestError(str(error))
-        except Exception as error:  # a bug or a foreign module's failure: named, not lost
-            text = " ".join(str(error).split())
-            answer = SteepestError(f"a trial failed with {type(error).__name__}: {text}; look at the model.")
-        connection.send(answer)
+        connection.send(attempt(task, arguments))
 
 
 def _follow_parent() -> None:
