@@ -130,6 +130,12 @@ def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
     return records, problems
 
 
+def find_record(folder: Path, key: str) -> Record | None:
+    """The record of one trial, if there is a sound one."""
+    record, fault = _read(Path(folder) / f"{key}.json")
+    return None if fault else cast(Record, record)
+
+
 def read_study(study_dir: Path) -> dict[str, Any]:
     """The plan of a study. Raises SteepestError if there is none or it cannot be read."""
     path = Path(study_dir) / "study.json"

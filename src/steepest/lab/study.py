@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from steepest.contract import SteepestError
 from steepest.lab.bracket import best_point, wanted
-from steepest.lab.pool import Job, Pool
+from steepest.lab.executors import Executor, Job, Start
+from steepest.lab.pool import Pool
 from steepest.lab.question import GRID_FACTOR, MIN_STEPS, START, Question, grid_rate, prior_lr
-from steepest.lab.records import FORMAT, Problem, Record, read_records, write_record
+from steepest.lab.records import FORMAT, Problem, Record, find_record, read_records, write_record
 from steepest.lab.trial import Phase, answer, trial_id, versions
 from steepest.rules import find_card
 from steepest.training import RunConfig, lock, parse_config, write_atomic
+from steepest.training.claims import Claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,21 @@ class Study:
     """One question, one folder. `plan()` first, then `run()`; both may be repeated at any time.
 
     The folder is locked while the study is open, and belongs to the question it was made for: the
-    records of another are left alone and not used.
+    records of another are left alone and not used. Where locks do not reach, on a file system that
+    machines share, several studies of one question divide its trials: each claims what it runs, and
+    waits for the records of the rest.
+    start: makes the executor; None for the worker processes of this machine.
     """
 
-    def __init__(self, question: Question, folder: Path) -> None:
-        self.question, self.folder = question, Path(folder)
+    def __init__(self, question: Question, folder: Path, start: Start | None = None) -> None:
+        self.question, self.folder, self._start = question, Path(folder), start
         self.trials_folder = self.folder / "trials"
         self.workers = question.workers or (1 if question.device != "cpu" else _cores())
         self.records: dict[str, Record] = {}
         self._asked: set[str] = set()
+        self._elsewhere: set[str] = set()
+        self._waiting: dict[str, dict[str, Any]] = {}
+        self._arrived: list[Record] = []
         self._ids: dict[tuple[Phase, str, float, int], str] = {}
         # The question's mistakes come out before a process is started.
         parse_config(self._trying(MIN_STEPS), "this comparison").schedule.build(0.0, 10**6)
@@ -64,12 +74,19 @@ class Study:
         self._lock = lock(self.folder)
         self._lock.__enter__()
         try:
-            self._pool = Pool(answer, self.workers)
-            self._pool.__enter__()
+            self._open()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
         return self
+
+    def _open(self) -> None:
+        if self._start is None:
+            self._pool: Executor[Any] = Pool(answer, self.workers)
+            self._pool.__enter__()
+        else:
+            self._pool = self._start(answer, self.question.workers, self.folder)
+            self.workers = self._pool.__enter__().workers
 
     def __exit__(self, *reason: Any) -> None:
         self._pool.__exit__(*reason)
@@ -106,7 +123,9 @@ class Study:
 
     def _probe(self) -> dict[str, Any]:
         config = {**self._trying(6), "evals": 1, "validation_windows": 1}
-        job: Job = ("the first try", {"task": "probe", "config": config, "cache": self._cache})
+        # A key of its own: an executor may know answers of an earlier session, and this one must be fresh.
+        key = f"first-try-{uuid.uuid4().hex[:8]}"
+        job: Job = (key, {"task": "probe", "config": config, "cache": self._cache})
         jobs = [[job], []]
         return next(result for _, result in self._pool.run(lambda: jobs.pop(0) if jobs else []))
 
@@ -195,11 +214,50 @@ class Study:
     def run(self) -> Iterator[Event]:
         """Write `study.json` and run what is missing; a trial is on disk before its event comes."""
         write_atomic(self.folder / "study.json", json.dumps(self._plan, indent=1) + "\n")
-        self._asked = set()
-        for key, result in self._pool.run(self._next_jobs):
+        self._asked, self._elsewhere, self._waiting, self._arrived = set(), set(), {}, []
+        with Claims(self.folder / "claims") as self._claims:
+            for record in self._records():
+                yield Event(record, self._finished(), self._expected())
+
+    def _records(self) -> Iterator[Record]:
+        """The records of missing trials as they come, from workers here and from other studies."""
+        while True:
+            for key, result in self._pool.run(self._next_jobs):
+                yield self._accept(key, result)
+            while self._arrived:
+                yield self._arrived.pop(0)
+            if not self._elsewhere:
+                return
+            self._claims.wait()
+
+    def _accept(self, key: str, result: dict[str, Any]) -> Record:
+        """The record that counts: the first that was written. What comes twice is the same trial."""
+        if result["id"] != key:
+            own, other = versions(), result["versions"]
+            differ = [
+                f"{name} {other.get(name)} for {own[name]}" for name in own if other.get(name) != own[name]
+            ]
+            what = ", ".join(differ) or "other data, another model or other code"
+            raise SteepestError(
+                f"trial {key} came back as {result['id']}: its worker has {what}; give every machine the "
+                "same versions, data and model."
+            )
+        record = find_record(self.trials_folder, key)
+        if record is None:
             write_record(self.trials_folder, result)
-            self.records[key] = result
-            yield Event(result, self._finished(), self._expected())
+            record = cast(Record, result)
+        self.records[key] = record
+        self._claims.drop(key)
+        return record
+
+    def _look(self) -> None:
+        """Take in the records that other studies have written meanwhile."""
+        found = [r for key in sorted(self._elsewhere) if (r := find_record(self.trials_folder, key))]
+        self._arrived += found
+        for record in found:
+            self.records[record["id"]] = record
+            self._elsewhere.remove(record["id"])
+            self._waiting.pop(record["id"], None)
 
     def _config_of(self, name: str, lr: float, seed: int) -> RunConfig:
         card = find_card(name)
@@ -238,16 +296,34 @@ class Study:
         return [race for race in races if self._id(race[0], name, *race[1:]) not in self.records]
 
     def _next_jobs(self) -> list[Job]:
-        jobs: list[Job] = []
+        """Trials that can run now and are ours to run: no more than there is room for, so that a study on
+        another machine finds some to claim too. First found, first run."""
+        self._look()
         for name in self.question.optimizers:
             for phase, lr, seed in self._missing(name):
                 key = self._id(phase, name, lr, seed)
                 if key not in self._asked:
-                    self._asked.add(key)
                     config = self._config_of(name, lr, seed).model_dump(mode="json")
                     arguments = {"task": "trial", "phase": phase, "config": config, "cache": self._cache}
-                    jobs.append((key, arguments))
+                    self._waiting.setdefault(key, arguments)
+        room = self.workers - len(self._asked - self.records.keys())
+        jobs: list[Job] = []
+        for key in list(self._waiting):
+            if len(jobs) < room and self._claim(key):
+                self._asked.add(key)
+                jobs.append((key, self._waiting.pop(key)))
         return jobs
+
+    def _claim(self, key: str) -> bool:
+        """Whether a trial is ours; another study may have it, or may just have finished it."""
+        mine = self._claims.take(key)
+        if mine and find_record(self.trials_folder, key) is None:
+            self._elsewhere.discard(key)
+            return True
+        if mine:
+            self._claims.drop(key)
+        self._elsewhere.add(key)
+        return False
 
     def _finished(self) -> int:
         return sum(self._count(name)[0] for name in self.question.optimizers)
