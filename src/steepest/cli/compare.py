@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from steepest.cli.words import clock, minutes, size, thousands
 from steepest.contract import SteepestError
-from steepest.lab import Estimate, Question, Study, parse_budget
+from steepest.lab import Estimate, Question, Study, executor, parse_budget
 from steepest.rules import CARDS, find_card
 
 
@@ -72,8 +72,28 @@ def compare(
     warmup: Annotated[float, typer.Option(help="Warm-up: a share of the steps below 1, or steps.")] = 0.1,
     seed: Annotated[int, typer.Option(help="The root seed of the whole study.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Trials at once; the numbers do not depend on it. Default: one a core.")
+        int | None,
+        typer.Option(
+            help="Trials at once; the numbers do not depend on it. Default: one a core; as many as a Ray "
+            "cluster has room for; 16 in a Slurm queue."
+        ),
     ] = None,
+    where: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            help="Where trials run: local (this machine), ray (a Ray cluster), slurm (a Slurm cluster). The "
+            "losses do not depend on it; see docs/executors.md.",
+        ),
+    ] = "local",
+    executor_options: Annotated[
+        str,
+        typer.Option(
+            help="key=value,... for the executor. ray: address, cpus, gpus, memory_gb. slurm: partition, "
+            "time (minutes), cpus, gpus, memory_gb, account, qos, constraint, folder; cluster=local to "
+            "try it out."
+        ),
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     plan: Annotated[bool, typer.Option("--plan", help="Show the plan and its cost, and stop.")] = False,
 ) -> None:
@@ -103,7 +123,7 @@ def compare(
     )
     console = Console(highlight=False)
     try:
-        with Study(question, out) as study:
+        with Study(question, out, executor(where, executor_options, device)) as study:
             with console.status("reading the data, trying the model"):
                 estimate = study.plan()
             _show_plan(console, question, estimate, out)
