@@ -44,7 +44,10 @@ def table(signs, cells, placements):
     total = Counter(signs.values())
     count = sum(total.values())
     good = total["="] + total["~"]
-    first = f"{good} of {count} cells, each on 1, 2, 3 and 4 ranks: {total['=']} to the bit, {total['~']} within the bound.\n"
+    first = (
+        f"{good} of {count} cells, each on 1, 2, 3 and 4 ranks: {total['=']} to the bit, {total['~']} within "
+    )
+    first += "the bound.\n"
     return "\n".join([first, *lines]) + "\n"
 
 
