@@ -51,7 +51,7 @@ class Sharded(Placement):
                     )
                 group = p.device_mesh.get_group(cut)
                 self._over[p] = mover = self._movers.setdefault(id(group), Mover(group))
-                if scope is Scope.MATRIX and p.ndim > 1:
+                if scope is Scope.MATRIX:
                     owned.setdefault(mover, []).append(p)
                 else:
                     self._shards[p] = _shard_of(p, cut)
@@ -103,6 +103,8 @@ class Sharded(Placement):
             rows[own] = part
 
     def bring(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        if not self._matrices:
+            return grads
         found, here = list(grads), dict(zip(params, grads, strict=True))
         places = {p: i for i, p in enumerate(params)}
         for matrices in self._matrices.values():
