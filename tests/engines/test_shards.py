@@ -10,7 +10,7 @@ from laws.cases import CARD_CASES, CASES, COMBINATIONS, PARAMS, Case, every_rule
 from steepest import SteepestError
 from steepest.codecs import SLOT_NAMES
 from steepest.contract import Scope
-from steepest.engines import ENGINES, classify
+from steepest.engines import ENGINES, classify, tables
 from steepest.rules import RULES, rule
 from steepest.rules.declare import WEIGHT_DECAY, rate
 
@@ -21,7 +21,9 @@ ADD_UPS = {"lamb": 1, "lars": 1, "adafactor": 2}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
+    """And small tensors in several pieces."""
+    monkeypatch.setattr(tables, "SMALLEST", 1024)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
