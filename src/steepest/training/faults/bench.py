@@ -67,6 +67,11 @@ class Bench:
         optimizer.zero_grad()
 
 
+def ready(bench: Bench) -> str:
+    """That the model can be built in a process of the laboratory."""
+    return type(bench.model()).__name__
+
+
 def drawn(shape: torch.Size, name: str) -> Tensor:
     """Normal numbers that depend on the name alone."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed_for(0, name)))

@@ -170,9 +170,9 @@ def send(scene: Scene, number: int, step: int, times: int = 1) -> None:
     scene.before_step(hit)
 
 
-die = partial(send, number=signal.SIGKILL)
-freeze = partial(send, number=signal.SIGSTOP)
+die, freeze = partial(send, number=signal.SIGKILL), partial(send, number=signal.SIGSTOP)
 crash = partial(send, number=signal.SIGSEGV)
+DEADLY = (die, freeze, crash)
 
 
 def linger(scene: Scene, step: int, seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from steepest.contract import SteepestError
 from steepest.training.config import RunConfig, parse_config
 from steepest.training.faults import injections, oracles, tampering
-from steepest.training.faults.bench import Bench
+from steepest.training.faults.bench import Bench, ready
 from steepest.training.faults.crew import Crew
 from steepest.training.faults.results import Result
 from steepest.training.faults.terms import (
@@ -55,20 +55,24 @@ class Seen:
     """What oracles look at: a scenario that was played.
 
     folder: of the run.  reference: of the undisturbed run; undisturbed: how its processes ended.
-    ends: how those of the last start have.  before: digests of the files before the last start.
+    starts: how those of each start have; ends: of the last.  before: digests of the files before it.
     first, sentence: in which the first start ended, and the last, if they did not finish.
     """
 
     folder: Path
     reference: Path
     undisturbed: list[End]
-    ends: list[End]
+    starts: list[list[End]]
     before: Mapping[str, str]
     first: str
     sentence: str
     ranks: int
     placement: str
     above: Above
+
+    @property
+    def ends(self) -> list[End]:
+        return self.starts[-1]
 
 
 def small(config: RunConfig, ranks: int, placement: str) -> dict[str, Any]:
@@ -115,9 +119,10 @@ class Laboratory:
         if not 2 <= self.ranks <= 4:
             raise SteepestError(f"the laboratory has 2 to 4 processes, not {self.ranks}.")
         shutil.rmtree(self.out / "work", ignore_errors=True)
-        Bench(self.config, self.out, self.seed).model()  # the config's mistakes come out here
+        Bench(self.config, self.out, self.seed).model()  # mistakes of the config come out here
         loaded = [name for name in sys.modules if name.partition(".")[0] in ROOMS]
         self.crew = Crew([*WARM, *loaded])
+        self.trial(Here(ready))
 
     @property
     def placement(self) -> str:
@@ -209,16 +214,17 @@ class Laboratory:
             for tamper in scenario.tamper:
                 tamper(folder, draw)
         before: Mapping[str, str] = {}
-        ends, sentences = undisturbed, list[str]()
+        starts, sentences = list[list[End]](), list[str]()
         for i, run in enumerate(scenario.runs):
             before = oracles.files(folder)
             change = run.change(folder) if callable(run.change) else run.change
             own = merged(config, {"placement": run.placement or placement, **change})
             order = self.order(base, own, ranks=run.ranks or ranks, inject=(*noise, *run.inject), start=i)
             ends = self.crew.run(order, alone=run.alone)
+            starts.append(ends)
             sentences.append(judge_end(run, ends))
         said = sentences[0], sentences[-1]
-        return Seen(folder, reference, undisturbed, ends, before, *said, ranks, placement, self.above)
+        return Seen(folder, reference, undisturbed, starts, before, *said, ranks, placement, self.above)
 
     def whole(
         self, config: Mapping[str, Any], ranks: int, noise: tuple[Inject, ...] = ()
@@ -263,7 +269,8 @@ class Laboratory:
 
 def judge_end(run: Run, ends: Sequence[End], where: str = "") -> str:
     """The sentence in which a start has ended, empty if it finished; raises `Failed` if it did not end so."""
-    hit = {i for i in range(len(ends)) for inject in run.inject if inject.hits(i, len(ends))}
+    fatal = [inject for inject in run.inject if inject.fatal]
+    hit = {i for i in range(len(ends)) for inject in fatal if inject.hits(i, len(ends))}
     if run.either and all(end.kind == "done" for end in ends):
         return ""
     for i, end in enumerate(ends):

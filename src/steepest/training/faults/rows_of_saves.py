@@ -15,7 +15,7 @@ BESIDE = {"checkpoint": {"background": True}}
 
 def _killed(operation: str, save: int, rank: int = 0, nth: int = 1) -> Run:
     """Killed before an operation of a save; one generation is kept, so that every save also removes one."""
-    fault = Inject(partial(disks.kill, operation=operation, save=save, nth=nth), rank)
+    fault = Inject(partial(disks.kill, operation=operation, save=save, nth=nth), rank, fatal=True)
     return Run(inject=(fault,), ends="", change={"checkpoint": {"keep": 1}})
 
 

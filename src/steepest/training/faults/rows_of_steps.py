@@ -20,7 +20,7 @@ def _once(*inject: Inject, **more: Any) -> Scenario:
 
 
 def _hit(fault: Any, rank: int | None = LAST, **how: Any) -> Inject:
-    return Inject(partial(fault, **how), rank)
+    return Inject(partial(fault, **how), rank, fatal=fault in injections.DEADLY)
 
 
 ONE_NAN = _once(_hit(injections.bad_gradient, step=3))
@@ -30,6 +30,13 @@ KILLED = Scenario(
         Run(inject=(_hit(injections.die, step=2),), ends="rank {last}", alone=True),
         Run(inject=(_hit(injections.freeze, step=3),), ends="rank {last}", alone=True),
         Run(inject=(_hit(injections.crash, rank=0, step=4),), ends="rank 0", alone=True),
+        Run(),
+    )
+)
+STOPPED = Scenario(
+    runs=(
+        Run(inject=(_hit(injections.send, number=15, step=2),), ends="SIGTERM"),
+        Run(inject=(_hit(injections.send, number=15, step=3, times=2),), ends=""),
         Run(),
     )
 )
@@ -143,13 +150,7 @@ ROWS = (
         "All save once and leave; the second signal leaves at once. Both times the run goes on to the bit.",
         (
             Trial(
-                Scenario(
-                    runs=(
-                        Run(inject=(_hit(injections.send, number=15, step=2),), ends="SIGTERM"),
-                        Run(inject=(_hit(injections.send, number=15, step=3, times=2),), ends=""),
-                        Run(),
-                    )
-                ),
+                STOPPED,
                 (told("checkpoint", "signal", times=1), same),
             ),
         ),
@@ -196,14 +197,14 @@ ROWS = (
         "Data read twice or not at all, after a restart or a rollback",
         "The same rows in the same order; a ledger says what was trained on and what was passed over.",
         (
-            Trial(KILLED, (oracles.fed_alike, oracles.ledger)),
+            Trial(STOPPED, (oracles.fed_alike, oracles.ledger)),
             Trial(
                 _once(
                     Inject(partial(injections.broken_batch, rows_of=7)),
                     change={
                         "steps": 14,
                         "schedule": {"name": "constant", "warmup": 0},
-                        "guard": {"rollback": {"patience": 3, "margin": 0.5}, "minimum": 4, "window": 8},
+                        "guard": {"rollback": {"patience": 4, "margin": 0.5}, "minimum": 4, "window": 8},
                         "health": {"every": 0},
                     },
                 ),

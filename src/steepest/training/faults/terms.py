@@ -36,10 +36,12 @@ class Inject:
 
     apply: changes objects of the process it is called in; a function that can be imported by its name, or a
     `functools.partial` of one.  rank: whose process; None for all, -1 for the last.
+    fatal: whether the process is to die of it, or to be stopped.
     """
 
     apply: Callable[[Scene], None]
     rank: int | None = None
+    fatal: bool = False
 
     def hits(self, rank: int, ranks: int) -> bool:
         return self.rank is None or self.rank % ranks == rank
