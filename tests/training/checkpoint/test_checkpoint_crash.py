@@ -192,7 +192,7 @@ def test_leftovers_are_told_and_removed_by_the_next_save(tmp_path: Path) -> None
 
 
 LOOP = """
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
@@ -201,7 +201,7 @@ from stores import payload, same
 from steepest.training.checkpoint import Store
 folder, chance = Path(sys.argv[1]), random.Random(7)
 step = 0
-for life in range(12):
+for life in itertools.count():
     child = os.fork()
     if child == 0:
         store, step = Store(folder, keep=2), step + 1
@@ -216,6 +216,8 @@ for life in range(12):
         assert found.skipped == () and found.step >= step, (found.step, step, found.skipped)
         assert same(found, payload(found.step)), found.generation
         step = found.step
+    if life >= 11 and step > 5:  # a busy machine needs more of them
+        break
 print(step)
 """
 
@@ -223,8 +225,7 @@ print(step)
 def test_killed_by_the_system_at_any_time(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", LOOP, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 5
+    assert done.returncode == 0 and int(done.stdout) > 5, done.stderr
 
 
 END = """
