@@ -189,10 +189,10 @@ def _cut(name: str, model: Model, ranks: int, group: int) -> Plan:
     """Every parameter is cut over the ranks of a group along its first dimension, as FSDP2's fully_shard does
     it: parameters and gradients are filled up to equal parts, blocks are whole only while they compute.
 
-    Matrices of a rule of scope MATRIX have owners in the group, who keep them whole too, with their state.
+    What a rule of scope MATRIX steps has owners in the group, who keep it whole too, with its state.
     """
     by_matrix = model.rule.scope is Scope.MATRIX
-    matrices = [shape for shape in model.shapes if by_matrix and len(shape) > 1]
+    matrices = [shape for shape in model.shapes if by_matrix and shape]
     tally, copies = Counter(model.shapes) - Counter(matrices), ranks // group
     costs, sizes = [step_cost(shape, Scope.MATRIX) for shape in matrices], model.bytes(matrices)
     owners, states = assign(costs, group), [model.state_bytes(shape) for shape in matrices]
@@ -245,8 +245,9 @@ PLACEMENTS: Mapping[str, Callable[[str, Model, int, int], Plan]] = {
 
 def _part(own: torch.Size, shape: torch.Size, rows: int | None) -> torch.Size:
     """A slot of this own shape where so many slices of a parameter of this shape are held."""
-    cut = rows is not None and own[:1] == shape[:1]
-    return torch.Size((rows, *own[1:])) if cut else own
+    if rows is None or own[:1] != shape[:1]:
+        return own
+    return torch.Size((rows, *own[1:]))
 
 
 def _chunk(shape: torch.Size, group: int) -> torch.Size:
