@@ -87,7 +87,7 @@ COMMANDS = leaves(get_command(app))
 
 
 def test_the_commands_are_these() -> None:
-    names = ["bench step", "compare", "doctor", "kernels show", "optimizers", "report", "train"]
+    names = ["bench step", "compare", "doctor", "kernels show", "optimizers", "plan", "report", "train"]
     names += [f"checkpoint {verb}" for verb in ("convert", "diff", "show", "verify")]
     assert sorted(COMMANDS) == sorted(names)
 

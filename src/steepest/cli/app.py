@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from steepest.cli import bench, checkpoint, compare, doctor, kernels, optimizers, report, train
+from steepest.cli import bench, checkpoint, compare, doctor, kernels, optimizers, plan, report, train
 from steepest.contract import SteepestError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(train.train)
 app.command()(report.report)
 app.command()(doctor.doctor)
 app.command()(optimizers.optimizers)
+app.command()(plan.plan)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(kernels.app, name="kernels")

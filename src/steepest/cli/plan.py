@@ -62,7 +62,7 @@ def plan(
         console.print(_moves(plans[0]))
     console.print(
         "\nBytes of the rank with the most. passing: what a rank holds for a moment besides. sent: by a rank "
-        "in a step.\nwork: the largest share of the update by the mean. More: docs/placements.md.",
+        "in a step. work: the largest share of the update by the mean. More: docs/placements.md.",
         style="dim",
     )
 
