@@ -3,14 +3,18 @@ one element, within a stated bound for those that see sums; whatever the codec, 
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.ranks import Ranks, chunks, cut_bucket, uneven
 from engines.shard_cases import SHAPES, buckets_of, compare, train
 from laws.cases import CARD_CASES, CASES, COMBINATIONS, PARAMS, Case, every_rule
 from steepest import SteepestError
-from steepest.codecs import SLOT_NAMES
+from steepest.codecs import SLOT_NAMES, grid
 from steepest.contract import Scope
 from steepest.engines import ENGINES, classify, tables
+from steepest.engines.classes import always
+from steepest.kernels import build, listing
 from steepest.rules import RULES, rule
 from steepest.rules.declare import WEIGHT_DECAY, rate
 
@@ -142,3 +146,35 @@ def test_a_rule_of_one_s_own_is_completed_if_it_can_be_traced(engine):
     assert calls == 1
     with pytest.raises(SteepestError, match="ranked sums over tensors of which this rank has a part"):
         train(Case(ranked, {}), "fp32", None, ENGINES[engine], 2, chunks)
+
+
+# ------------------------------------------------------------ what makes it so
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=3), st.integers(0, 400), st.integers(0, 400))
+def test_rows_of_the_grid_are_as_long_in_a_part(rest, rows, others):
+    assert grid([rows, *rest])[1] == grid([others, *rest])[1]
+    assert grid([rows + others, *rest])[0] == grid([rows, *rest])[0] + grid([others, *rest])[0]
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_kernels_of_parts_are_those_of_the_whole_where_no_rows_are_summed(name):
+    (bucket,) = buckets_of(Case(RULES[name], {"weight_decay": 0.1}), "fp32", None, [(64, 128)])
+    texts = [
+        build(bucket.rule, always(bucket.h), bucket.codecs, torch.float32, {}, False, cut).printed[0]
+        for cut in (False, True)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_schedule_of_parts_completes_the_sums_of_rows_with_those_of_the_pass_before():
+    (bucket,) = buckets_of(
+        Case(RULES["adafactor"], {"dialect": "hf", "weight_decay": 0.1}), "fp32", None, [(9, 7)]
+    )
+    vectors = {"r": "row", "c": "column"}
+    kernel = build(bucket.rule, always(bucket.h), bucket.codecs, torch.float32, vectors, False, cut=True)
+    kinds = [type(work).__name__ for work in kernel.schedule.work]
+    assert kinds == ["Pass", "Fold", "Fold", "Pass", "Fold", "Pass"]
+    first, local, *_ = kernel.schedule.work
+    assert len(local.left) == 1 and set(local.left) < set(first.totals)
+    assert "for every row" in listing(kernel.schedule)
