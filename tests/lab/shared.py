@@ -42,7 +42,7 @@ class Here(Executor[str]):
         return handles[:1]
 
     def _answer(self, handle: str) -> Any:
-        return attempt(self.task, self._running[handle][1])
+        return attempt(self._task, self._running[handle][1])
 
     def _stop(self, handle: str) -> None:
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from steepest.cli.app import app
 from steepest.contract import SteepestError
 from steepest.lab.executors import Job, Start, executor
 
-if importlib.util.find_spec("ray") is None:
-    pytest.skip("ray is not installed (pip install 'steepest[ray]')", allow_module_level=True)
-
-import ray
+ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'steepest[ray]')")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

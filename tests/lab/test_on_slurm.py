@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import stat
@@ -19,10 +18,7 @@ from shared import complete, narrow, numbers
 from steepest.contract import SteepestError
 from steepest.lab.executors import Executor, Job, executor
 
-if importlib.util.find_spec("submitit") is None:
-    pytest.skip("submitit is not installed (pip install 'steepest[slurm]')", allow_module_level=True)
-
-import submitit
+submitit = pytest.importorskip("submitit", reason="submitit is not installed (pip install 'steepest[slurm]')")
 
 HERE = Path(__file__).parent
 PATIENCE = 120

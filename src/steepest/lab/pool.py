@@ -85,7 +85,7 @@ class Pool(Executor[Connection]):
         try:
             while len(self._workers) < self.workers:
                 ours, theirs = self._context.Pipe()
-                process = self._context.Process(target=_serve, args=(theirs, self.task), daemon=True)
+                process = self._context.Process(target=_serve, args=(theirs, self._task), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers[ours] = process

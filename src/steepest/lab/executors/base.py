@@ -65,7 +65,7 @@ class Executor(ABC, Generic[Handle]):
     advice: ClassVar[str]
 
     def __init__(self, task: Task, workers: int) -> None:
-        self.task, self.workers = task, workers
+        self._task, self.workers = task, workers
         self._running: dict[Handle, Job] = {}
         self._deaths: dict[str, int] = {}
 

@@ -66,7 +66,7 @@ class RayTasks(Executor[Any]):
             ) from None
 
     def _submit(self, job: Job) -> Any:
-        return self._remote.remote(origin(), self.task, job[1])
+        return self._remote.remote(origin(), self._task, job[1])
 
     def _ended(self, handles: list[Any]) -> Iterable[Any]:
         ready, _ = self._ray.wait(handles, num_returns=1)

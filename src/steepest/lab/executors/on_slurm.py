@@ -69,7 +69,7 @@ class SlurmJobs(Executor[Any]):
         submit = self._submitit.AutoExecutor(folder=folder, cluster=self._options.cluster)
         submit.update_parameters(**self._parameters())
         try:
-            return submit.submit(_work, origin(), self.task, arguments, str(folder))
+            return submit.submit(_work, origin(), self._task, arguments, str(folder))
         except RuntimeError as error:  # sbatch refused: its own words say why
             text = " ".join(str(error).split())
             raise SteepestError(f"Slurm took no job ({text}); look at --executor-options.") from None
