@@ -16,6 +16,7 @@ from torch import nn
 
 import steepest
 from steepest.contract import SteepestError
+from steepest.placements import Placement
 from steepest.training.health import RATES, RUN, TABLE, Finding, Health, NoiseScale, square_norm
 from steepest.training.indicators import ANY, INDICATORS
 
@@ -35,7 +36,7 @@ class Stub:
         self.param_groups = [own | group]
         self.state = {w: {"step": 50, "v": torch.full((100, 100), 1.0 / N)}, b: {}}
         self.rows = {"w": dict(HEALTHY), "b": {**HEALTHY, "update_norm": 0.002, "param_norm": 2.0}}
-        self.last_verdict = SimpleNamespace(commit=True)
+        self.last_verdict, self.placement = SimpleNamespace(commit=True), Placement()
 
     def telemetry(self) -> dict:
         return self.rows

@@ -41,14 +41,14 @@ def inject(
     """Spoil these attempts' gradients after the backward pass, or their loss, whose gradient stays finite."""
     original = Learner._backward
 
-    def backward(self: Learner, batch: Any, at: str, weighted: bool) -> Any:
+    def backward(self: Learner, batch: Any, at: str) -> Any:
         if at not in {f"{attempt}/{micro}" for attempt in attempts}:
-            return original(self, batch, at, weighted)
+            return original(self, batch, at)
         kept = self.objective
         if loss is not None:
             self.objective = lambda model, given: ((found := kept(model, given))[0] + loss, found[1])
         try:
-            return original(self, batch, at, weighted)
+            return original(self, batch, at)
         finally:
             self.objective = kept
             if gradient is not None:

@@ -83,7 +83,10 @@ def test_a_signal_saves_once_and_the_run_goes_on_from_there(name: str, tmp_path:
     finished(tmp_path / "cut", changes)
     whole, cut = (Store(tmp_path / part / "checkpoints").load() for part in ("whole", "cut"))
     assert all(
-        (own == cut.tensors[group][n]).all() for group, of in whole.tensors.items() for n, own in of.items()
+        (own == cut.tensors[group][n]).all()
+        for group, of in whole.tensors.items()
+        for n, own in of.items()
+        if not n.endswith("/seconds")
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from steepest.contract import SteepestError, unknown
 
 if TYPE_CHECKING:
     from steepest.training import RunConfig, Session, StageResult
+    from steepest.training.world import World
 
 EXAMPLES = ("lifecycle",)
 
@@ -41,35 +42,72 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew: what the folder holds of an earlier run is deleted.")
     ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Train as so many processes of this machine; the config says how (placement)."),
+    ] = None,
+    restarts: Annotated[
+        int,
+        typer.Option(help="With --nproc: how often all are started again after one of them has failed."),
+    ] = 0,
 ) -> None:
     """Train as a config says: one objective, or stages of pre-training, fine-tuning, reward modelling and RL.
 
     The run lives in a folder. Say the same command again after a crash, a full disk or Ctrl-C, and it goes on
     from the last generation it wrote, with the same numbers as if nothing had happened.
     """
-    from steepest.lab.report import write_run_page
-    from steepest.training import forget, load_config, lock
-    from steepest.training.export import export
+    from steepest.training import load_config
+    from steepest.training.check import check_plan
+    from steepest.training.world import World
 
-    console = Console(highlight=False)
     source = _source(config, example)
     parsed = _shortened(load_config(source), steps)
     folder = out or Path("runs") / source.stem
+    names = [name for name in sinks.split(",") if name.strip()]
+    if nproc is not None:
+        check_plan(parsed, nproc)
+        _launch(source, folder, steps, sinks, fresh, nproc, restarts)
+        return
+    world = World.join(parsed.device, parsed.timeout)
+    try:
+        _train(Console(highlight=False, quiet=not world.first), parsed, folder, names, fresh, world)
+    except SteepestError as error:
+        if world.size == 1:
+            raise
+        world.farewell(str(error))
+        raise SteepestError(f"rank {world.rank}: {error}") from error
+    world.leave()
+
+
+def _train(
+    console: Console, parsed: RunConfig, folder: Path, sinks: list[str], fresh: bool, world: World
+) -> None:
+    """Train as one rank; the first writes what is left behind."""
+    from steepest.lab.report import write_run_page
+    from steepest.training import forget, lock
+    from steepest.training.export import export
+    from steepest.training.launch import restarted
+
     for stage in parsed.plan():
         name = f"{stage.name}: " if stage.name else ""
         rate = f"{stage.optimizer['name']}, lr {stage.optimizer['lr']:g}, {stage.steps} steps"
         console.print(escape(f"{name}{stage.objective_name} on {stage.data} with {rate}"), soft_wrap=True)
-    with lock(folder):
-        if fresh:
+    with lock(folder) if world.first else nullcontext():
+        if fresh and world.first and not restarted():
             forget(folder)
-        session, results = _run(console, parsed, folder, [name for name in sinks.split(",") if name.strip()])
+        world.barrier("waiting for the folder")
+        session, results = _run(console, parsed, folder, sinks if world.first else [], world)
         last = results[-1]
         if last.reason is not None:
+            if not world.first:
+                raise typer.Exit(1)  # rank 0 says why
             what = f"stage {last.name}" if last.name else "the run"
             raise SteepestError(
                 f"{what} diverged: {last.reason}; try a smaller learning rate, or ask "
                 f"`steepest doctor {folder}`."
             )
+        if not world.first:
+            return
         export(session, folder)
         page = write_run_page(folder)
     for result in results:
@@ -81,7 +119,7 @@ def train(
 
 
 def _run(
-    console: Console, config: RunConfig, folder: Path, sinks: list[str]
+    console: Console, config: RunConfig, folder: Path, sinks: list[str], world: World
 ) -> tuple[Session, list[StageResult]]:
     """All stages, shown and told to whoever asked."""
     from steepest.cli.live import LiveView
@@ -91,7 +129,12 @@ def _run(
     with ExitStack() as stack:
         view = LiveView(console)
         stack.callback(view.close)
-        told = open_sinks([*config.sinks, *sinks], folder, config.model_dump(mode="json"), tell=view.say)
+        told = open_sinks(
+            [*config.sinks, *sinks] if world.first else [],
+            folder,
+            config.model_dump(mode="json"),
+            tell=view.say,
+        )
         stack.callback(told.close)
         stop = stack.enter_context(catching(view.say))
 
@@ -104,9 +147,28 @@ def _run(
             told.finding(finding)
 
         session = Session(
-            config, folder, cache=folder / "cache", tell=view.say, notice=notice, log=log, stop=stop
+            config,
+            folder,
+            cache=folder / "cache",
+            tell=view.say,
+            notice=notice,
+            log=log,
+            stop=stop,
+            world=world,
         )
         return session, session.run()
+
+
+def _launch(
+    source: Path, folder: Path, steps: int | None, sinks: str, fresh: bool, ranks: int, restarts: int
+) -> None:
+    """The same command as so many processes."""
+    from steepest.training.launch import launch
+
+    options = {"--steps": steps, "--sinks": sinks or None}
+    given = [str(x) for name, value in options.items() if value is not None for x in (name, value)]
+    flags = ["--fresh"] if fresh else []
+    launch(["train", str(source), "--out", str(folder), *given, *flags], ranks, restarts)
 
 
 def _shortened(config: RunConfig, steps: int | None) -> RunConfig:

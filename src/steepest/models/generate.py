@@ -42,6 +42,7 @@ def sample(
     end_id: int | None,
     pad_id: int,
     seed: int,
+    among: tuple[int, int] | None = None,
 ) -> Sampled:
     """Complete every prompt by at most `new_tokens` tokens, or until `end_id`.
 
@@ -49,13 +50,15 @@ def sample(
     temperature: of the softmax; 0 takes the likeliest token.
     top_p:       sample from the likeliest tokens that together have this probability.
     seed:        of the draws. torch's generators, the model's mode and its settings are left as found.
+    among:       (first, all): these are the rows from `first` on of so many, and are given the tokens they
+                 would have if all were drawn here; a batch may so be cut over processes.
 
     A `transformers` model generates with its own cache, whatever its generation_config says: nothing but
     the arguments shapes the distribution. Any other module is called with whole rows of ids, again for
     every token. Raises SteepestError for prompts that are empty, padded on the right or too long.
     """
     mask = mask.bool()
-    how = _How(new_tokens, temperature, top_p, end_id, pad_id)
+    how = _How(new_tokens, temperature, top_p, end_id, pad_id, among or (0, len(prompts)))
     _check(model, prompts, mask, how)
     inner: Any = model.body if isinstance(model, Headed) else model
     inner = inner.get_base_model() if is_adapted(inner) else inner
@@ -77,6 +80,7 @@ class _How:
     top_p: float
     end_id: int | None
     pad_id: int
+    among: tuple[int, int]
 
 
 def _check(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> None:
@@ -106,20 +110,22 @@ def _check(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> None:
 
 def _generate(model: Any, prompts: Tensor, mask: Tensor, how: _How) -> Tensor:
     transformers: Any = importlib.import_module("transformers")
-    random = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
     settings = transformers.GenerationConfig(
         max_new_tokens=how.new_tokens,
         eos_token_id=how.end_id,
         pad_token_id=how.pad_id,
         use_cache=True,
-        **(random if how.temperature > 0 else {"do_sample": False}),
+        do_sample=False,  # the largest score of `_scores` is the draw
     )
     # What `generate` is not told it takes from the model's own settings, a folder's penalties among them.
     own, model.generation_config = model.generation_config, transformers.GenerationConfig()
     try:
         with quiet():
             ids: Tensor = model.generate(
-                input_ids=prompts, attention_mask=mask.long(), generation_config=settings
+                input_ids=prompts,
+                attention_mask=mask.long(),
+                generation_config=settings,
+                logits_processor=transformers.LogitsProcessorList(_scores(how)),
             )
     finally:
         model.generation_config = own
@@ -128,7 +134,7 @@ def _generate(model: Any, prompts: Tensor, mask: Tensor, how: _How) -> Tensor:
 
 def _plain(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> Tensor:
     """Token by token, without a cache. A causal module needs no mask for rows padded on the right."""
-    choose = _chooser(how.temperature, how.top_p)
+    steps = _scores(how)
     order = (~mask).long().argsort(dim=1, stable=True)
     rows = nn.functional.pad(prompts.gather(1, order), (0, how.new_tokens), value=how.pad_id)
     start = mask.sum(1)
@@ -137,7 +143,9 @@ def _plain(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> Tensor
     for i in range(how.new_tokens):
         output = model(rows[:, : int(start.max()) + i])
         logits = getattr(output, "logits", output)[each, start + i - 1].float()
-        rows[each, start + i] = choose(rows, logits).where(~done, how.pad_id)
+        for step in steps:
+            logits = step(rows, logits)
+        rows[each, start + i] = logits.argmax(-1).where(~done, how.pad_id)
         if how.end_id is not None:
             done |= rows[each, start + i] == how.end_id
         if bool(done.all()):
@@ -145,21 +153,30 @@ def _plain(model: nn.Module, prompts: Tensor, mask: Tensor, how: _How) -> Tensor
     return rows.gather(1, start[:, None] + torch.arange(i + 1, device=rows.device))
 
 
-def _chooser(temperature: float, top_p: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """From logits (B, V) to tokens (B,), by the same functions as transformers' own sampling."""
-    if temperature == 0:
-        return lambda rows, logits: logits.argmax(-1)
+def _scores(how: _How) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """From ids and logits (B, V) to scores (B, V), the largest of which is the token: in steps, by the same
+    functions as transformers' own sampling."""
+    if how.temperature == 0:
+        return []
     process: Any = importlib.import_module("transformers.generation.logits_process")
-    steps = [process.TemperatureLogitsWarper(float(temperature))]
-    if top_p < 1:
-        steps.append(process.TopPLogitsWarper(top_p))
+    steps: list[Any] = [process.TemperatureLogitsWarper(float(how.temperature))]
+    if how.top_p < 1:
+        steps.append(process.TopPLogitsWarper(how.top_p))
+    return [*steps, _Draw(*how.among)]
 
-    def choose(rows: Tensor, logits: Tensor) -> Tensor:
-        for step in steps:
-            logits = step(rows, logits)
-        return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
 
-    return choose
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """One token a row, as torch.multinomial draws it: the largest of probabilities over exponential noise.
+    The noise of all rows is made wherever some are drawn, so that each row has its own."""
+
+    first: int
+    rows: int
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        probabilities = logits.softmax(-1)
+        noise = probabilities.new_empty(self.rows, logits.shape[-1]).exponential_(1)
+        return probabilities / noise[self.first :][: len(logits)]
 
 
 def _whole(prompts: Tensor, mask: Tensor, new: Tensor, how: _How) -> Sampled:

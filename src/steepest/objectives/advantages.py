@@ -5,10 +5,12 @@ Groups are answers to the same prompt: `group` of them, at least two, one after 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from steepest.contract import SteepestError
+from steepest.contract import AddUp, SteepestError
 from steepest.objectives.logprobs import masked_mean
 
 
@@ -59,11 +61,22 @@ def gae(
     return advantages, torch.where(targets, advantages + values, 0.0)
 
 
-def whiten(x: Tensor, targets: Tensor) -> Tensor:
-    """x shifted and scaled to mean 0 and standard deviation 1 over the targets; 0 elsewhere."""
-    centred = x - masked_mean(x, targets)
-    deviation = masked_mean(centred.square(), targets).sqrt()
+def whiten(x: Tensor, targets: Tensor, add_up: AddUp | None = None) -> Tensor:
+    """x shifted and scaled to mean 0 and standard deviation 1 over the targets; 0 elsewhere.
+
+    add_up: adds up over all who hold other rows of the same batch; None where they are all here.
+    """
+    mean = partial(_mean_of_all, add_up=add_up) if add_up else masked_mean
+    centred = x - mean(x, targets)
+    deviation = mean(centred.square(), targets).sqrt()
     return torch.where(targets, centred / (deviation + 1e-8), 0.0)
+
+
+def _mean_of_all(x: Tensor, where: Tensor, add_up: AddUp) -> Tensor:
+    """`masked_mean` over rows of which only some are here."""
+    sums = torch.stack([torch.where(where, x, 0.0).sum(), where.sum()]).double()
+    add_up(sums)
+    return (sums[0] / sums[1].clamp(min=1)).to(x.dtype)
 
 
 def _grouped(rewards: Tensor, group: int) -> Tensor:

@@ -16,21 +16,27 @@ from steepest.training.sources import check_data
 from steepest.training.stage_config import StageConfig
 
 
-def check_plan(config: RunConfig) -> None:
+def check_plan(config: RunConfig, ranks: int = 1) -> None:
     """Raise, in one sentence that names the stage, for the first mistake: an objective or an option of it, an
-    adapter, a guard, a controller, a reward model that no stage trains, data that is not there."""
+    adapter, a guard, a controller, a reward model that no stage trains, data that is not there, a batch with
+    fewer rows than there are ranks."""
+    if ranks > 1 and config.placement == "one":
+        raise SteepestError(
+            f"placement one is a single process and {ranks} were started; say placement: ddp (or zero1, "
+            "zero2, fsdp), or start one."
+        )
     trained: list[str] = []
     for stage in config.plan():
         where = f"stage {stage.name}: " if stage.name else ""
         try:
-            _check(stage, trained)
+            _check(stage, trained, config.placement, ranks)
         except SteepestError as error:
             raise SteepestError(f"{where}{error}") from None
         if OBJECTIVES[stage.objective_name].model == "scored":
             trained.append(stage.name)
 
 
-def _check(stage: StageConfig, trained: list[str]) -> None:
+def _check(stage: StageConfig, trained: list[str], placement: str, ranks: int) -> None:
     get_objective(stage.objective_name, **stage.objective_options)
     if isinstance(stage.adapter, Mapping):
         parse_adapter(stage.adapter)
@@ -41,6 +47,8 @@ def _check(stage: StageConfig, trained: list[str]) -> None:
     _parse(GuardConfig, stage.guard, "guard")
     if stage.controller is not None:
         _parse(ControllerConfig, stage.controller, "controller")
+    if ranks > 1:
+        _check_ranks(stage, placement, ranks)
     rewards = stage.rollout.reward
     for name in [rewards] if isinstance(rewards, str) else rewards:
         own = name.removeprefix("stage:")
@@ -50,6 +58,19 @@ def _check(stage: StageConfig, trained: list[str]) -> None:
                 "trains one."
             )
     check_data(stage)
+
+
+def _check_ranks(stage: StageConfig, placement: str, ranks: int) -> None:
+    if stage.batch < ranks:
+        raise SteepestError(
+            f"a batch of {stage.batch} has no row for each of {ranks} ranks; give a larger batch, or fewer "
+            "ranks."
+        )
+    if stage.guard.get("adagc") and placement not in ("ddp", "zero1"):
+        raise SteepestError(
+            f"guard.adagc clips whole gradients, which no rank has under placement {placement}; use ddp or "
+            "zero1, or guard.zclip."
+        )
 
 
 def _parse(kind: type[BaseModel], given: Mapping[str, object], where: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from steepest.contract import SteepestError, unknown
+from steepest.placements import KINDS
 from steepest.training.files import write_atomic
 from steepest.training.stage_config import Frozen, StageConfig
 
@@ -21,6 +22,10 @@ class CheckpointConfig(Frozen):
     minutes: float | None = Field(default=10.0, gt=0)
     keep: int = Field(default=3, ge=1)
     background: bool = True
+
+
+PLACEMENTS = ("one", *KINDS)
+"""How a run lies over its ranks; docs/placements.md says what each moves."""
 
 
 class HealthConfig(Frozen):
@@ -38,6 +43,10 @@ class RunConfig(StageConfig):
     recompute: activations are computed again in the backward pass, block by block.  compile: torch.compile.
     pad_vocab: a model folder that knows fewer tokens than the tokenizer has is given rows for the rest.
     rename:    modules of saved generations that are called otherwise now, old name to new one.
+    placement: over several ranks (torchrun, or --nproc): "ddp", "zero1", "zero2", "fsdp" or "hybrid"; "one"
+               is a single process. The numbers are the same, to rounding.
+    offload:   the optimizer's state lies in the host's memory, and steps are taken there.
+    timeout:   seconds that ranks wait for each other before they give up.
     stages:    stages one after another; what one does not say, it takes from the keys above.
     """
 
@@ -54,6 +63,9 @@ class RunConfig(StageConfig):
     rename: dict[str, str] = Field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
+    placement: str = "one"
+    offload: bool = False
+    timeout: float = Field(default=600.0, gt=0)
     sinks: tuple[str, ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
 
@@ -61,6 +73,13 @@ class RunConfig(StageConfig):
     @classmethod
     def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
         return value and StageConfig._named(value)
+
+    @field_validator("placement")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PLACEMENTS:
+            raise unknown("placement", value, PLACEMENTS)
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> RunConfig:

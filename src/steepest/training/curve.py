@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.training.feeds import asking, measured_rows
+from steepest.training.world import ALONE, World
+
 
 class Diverged(Exception):
     """The run cannot go on: its loss or its gradients are no longer finite. Its text says when and what."""
@@ -66,10 +69,11 @@ class Progress:
 
 @dataclass(slots=True)
 class Validation:
-    """The fixed batches that every run of a study is measured on."""
+    """The fixed batches that every run of a study is measured on; every rank reads its rows of them."""
 
     batches: Sequence[Any]
     objective: Callable[[nn.Module, Any], tuple[Any, Mapping[str, Any]]]
+    world: World = ALONE
 
     def __call__(self, model: nn.Module) -> float:
         """Mean loss over the weight of all batches (nats a target token), without gradients, in evaluation
@@ -77,13 +81,16 @@ class Validation:
         was_training = model.training
         model.eval()
         total, weight = 0.0, 0.0
-        with torch.inference_mode():
+        with asking(self.world):
             for batch in self.batches:
-                loss, facts = self.objective(model, batch)
-                own = float(facts.get("weight", facts["tokens"]))
-                total += loss.item() * own
-                weight += own
+                rows, counts = measured_rows(batch, self.world)
+                loss, facts = self.objective(model, rows)
+                if counts:
+                    own = float(facts.get("weight", facts["tokens"]))
+                    total += loss.item() * own
+                    weight += own
         model.train(was_training)
+        total, weight = self.world.sum([total, weight]).tolist()
         return total / weight
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name
@@ -139,7 +140,7 @@ class Health:
             for name, layer in layers.items()
         }
         if self._looks % RARELY == 0:
-            for name, ratio in _staleness(moved, layers).items():
+            for name, ratio in _staleness(optimizer, moved, layers).items():
                 values[name] |= {"staleness": math.sqrt(ratio), "faded": self._median(name, ratio)}
         return values
 
@@ -303,17 +304,20 @@ def _second_moments(
             yield stored, 1 - getattr(h, slot.average) ** state["step"]
 
 
-def _staleness(moved: Mapping[str, Mapping[str, float]], layers: Mapping[str, Layer]) -> Values:
+def _staleness(
+    optimizer: Optimizer, moved: Mapping[str, Mapping[str, float]], layers: Mapping[str, Layer]
+) -> Values:
     """‖g‖² over the second moment's sum, for every tensor that has one."""
-    seconds = {name: layers[name].second for name in moved}
-    pairs = [(name, *second) for name, second in seconds.items() if second is not None]
-    if not pairs:
-        return {}
-    sums = norms([v for _, v, _ in pairs], 1)
+    there = [layer.second for layer in layers.values() if layer.second is not None]
+    sums = iter(norms([v for v, _ in there], 1) if there else ())
+    rows = [next(sums) / layer.second[1] if layer.second is not None else 0.0 for layer in layers.values()]
+    totals = torch.tensor(rows, dtype=torch.float64)[:, None]
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    optimizer.placement.add_rows(totals, trained)  # of a tensor that is cut, or another rank's, too
     return {
-        name: moved[name]["grad_norm"] * moved[name]["grad_norm"] * share / total
-        for (name, _, share), total in zip(pairs, sums, strict=True)
-        if total > 0
+        name: moved[name]["grad_norm"] ** 2 / total
+        for name, total in zip(layers, totals.flatten().tolist(), strict=True)
+        if name in moved and total > 0
     }
 
 

@@ -79,6 +79,16 @@ class Journal:
         return file
 
 
+class Unwritten(Journal):
+    """The diaries of a rank that keeps none: rank 0 writes for all."""
+
+    def trim(self, step: int) -> None:
+        pass
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        pass
+
+
 def finite(line: Mapping[str, Any]) -> dict[str, Any]:
     """`line` as JSON can hold it: a number that is not finite becomes null, and its key is in "nonfinite"
     ("layers/wte/update_rms" for one further in). Tensors of one element are numbers."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from steepest.data import seed_for
 from steepest.optimizer import Judgement, Optimizer
+from steepest.optimizer.verdict import culprits
+from steepest.placements import Placed
 from steepest.training.health import square_norm
 from steepest.training.precision import Precision
+from steepest.training.together import Part, Sum, add_up, at_fault, unit_of
+from steepest.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from steepest.training.guard import Guard
@@ -30,11 +34,12 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one step came to.
+    """What one step came to, on all ranks together.
 
     loss and facts: means over `weight` (target tokens, or pairs).  tokens: read.
     norm: of the gradients, unscaled and before clipping, NaN if nobody looked.  rate: the learning rate.
-    why: the reason of a veto.  seconds: of the step, and of the optimizer's part in it.
+    why: the reason of a veto.  seconds: of the step, and of the optimizer's part in it.  culprits: tensors
+    whose gradients are not finite.
     """
 
     loss: float
@@ -46,15 +51,7 @@ class Update:
     rate: float
     why: str
     seconds: tuple[float, float]
-
-
-class Part(NamedTuple):
-    """One micro-batch: its loss and facts, means over its weight, and the tokens read."""
-
-    loss: Tensor
-    facts: Mapping[str, Any]
-    weight: float
-    tokens: int
+    culprits: tuple[str, ...] = ()
 
 
 SHOWN = 16
@@ -62,12 +59,13 @@ SHOWN = 16
 
 
 class Learner:
-    """A model with what trains it. Dropout's noise is a function of the seed and the attempt, so there is
-    no generator to save.
+    """A model with what trains it. Dropout's noise is a function of the seed, the attempt and the rank, so
+    there is no generator to save.
 
     foresees: whether the size of the next step is asked for before it is taken; `foreseen` has it then, by
     the names of some tensors.  measures: whether the first of several micro-batches is to be measured alone;
     `small` then has the square of its gradient's norm, and its weight (`NoiseScale`).
+    placed: the model over the ranks of `world`, None for one process.  busy: seconds of forward passes.
     """
 
     small: tuple[float, float] | None
@@ -81,11 +79,15 @@ class Learner:
         seed: int,
         precision: Precision,
         guard: Guard | None = None,
+        world: World = ALONE,
+        placed: Placed | None = None,
     ) -> None:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.seed, self.precision, self.guard = seed, precision, guard
+        self.world, self.placed, self.busy = world, placed, 0.0
         self.foresees, self.foreseen = False, dict[str, float]()
         self.measures, self.small = False, None
+        self._unit: float | None = None
 
     def update(self, micro: Sequence[Batch], attempt: int) -> Update:
         """One step on these micro-batches, which together equal one batch: losses count by their weight.
@@ -93,17 +95,20 @@ class Learner:
         attempt: the number of this try among all of the run, committed or not. Raises SteepestError when
         the optimizer gives up (too many vetoes in a row).
         """
+        with self.world.within(f"taking step {attempt + 1}"):
+            return self._update(micro, str(attempt))
+
+    def _update(self, micro: Sequence[Batch], place: str) -> Update:
         optimizer = self.optimizer
         rate = float(optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
-        parts, scale = self._gradients(micro, str(attempt))
+        parts, told, scale = self._gradients(micro, place)
         middle = time.perf_counter()
-        loss, facts = _mean(parts)
         before = optimizer.committed
         # Tensors, and the loss is read after the step: an optimizer on a GPU decides without the host.
         optimizer.grad_scale = self._tensor(scale)
-        optimizer.found_inf = (~torch.isfinite(loss)).float()
-        optimizer.judge = self._judge(loss, scale)
+        optimizer.found_inf = (~torch.isfinite(told.loss)).float()
+        optimizer.judge = self._judge(told.loss, scale)
         try:
             if self.foresees:
                 self._foresee()
@@ -111,65 +116,114 @@ class Learner:
         finally:
             optimizer.zero_grad()
             optimizer.grad_scale = optimizer.found_inf = optimizer.judge = None
-        value = float(loss)
+        loss = float(told.loss)
         end = time.perf_counter()
         committed = optimizer.committed > before
         if self.precision.scale is not None:
             self.precision.scale.observe(committed)
         verdict = optimizer.last_verdict
+        why, names = verdict.why, verdict.culprits
+        if why:
+            again = (lambda: self._again(micro, place)) if self._replayable else None
+            why, names = at_fault(verdict, [float(part.loss) for part in parts], self.world, again)
         return Update(
-            value,
-            {name: float(x) for name, x in facts.items()},
-            sum(part.tokens for part in parts),
-            sum(part.weight for part in parts),
+            loss,
+            {name: float(x) for name, x in told.facts.items()},
+            told.tokens,
+            told.weight,
             committed,
             verdict.norm,
             rate,
-            verdict.why and _why(verdict.why, [float(part.loss) for part in parts]),
+            why,
             (end - start, end - middle),
+            names,
         )
 
     @contextmanager
     def looking(self, micro: Sequence[Batch]) -> Iterator[None]:
         """Gradients of these micro-batches as a step would see them; nothing is left of them afterwards."""
-        self.optimizer.grad_scale = self._tensor(self._gradients(micro, "look")[1])
+        self.optimizer.grad_scale = self._tensor(self._gradients(micro, "look")[2])
         try:
             yield
         finally:
             self.optimizer.zero_grad()
             self.optimizer.grad_scale = None
 
-    def _gradients(self, micro: Sequence[Batch], place: str) -> tuple[list[Part], float]:
-        """Backward passes of all micro-batches, and what the gradients are to be divided by afterwards."""
+    def _gradients(self, micro: Sequence[Batch], place: str) -> tuple[list[Part], Sum, float]:
+        """Backward passes of all micro-batches, what they came to on all ranks, and what the gradients are
+        to be divided by afterwards. On ranks gradients are means over ranks of sums by weight."""
         parts: list[Part] = []
         self.small = None
+        if self.world.size == 1:
+            self._unit = None
         for i, batch in enumerate(micro):
-            parts.append(self._backward(batch, f"{place}/{i}", parts[0].weight if parts else 0.0))
+            with nullcontext() if i + 1 == len(micro) else self._holding():
+                parts.append(self._backward(batch, f"{place}/{i}"))
             if self.measures and i == 0 and len(micro) > 1:
-                scale = self.precision.scale.value if self.precision.scale else 1.0
-                self.small = square_norm([g for _, g in self.named_gradients()], scale), parts[0].weight
-        unit = parts[0].weight or 1.0
-        whole = sum(part.weight for part in parts) or 1.0
-        return parts, whole / unit * (self.precision.scale.value if self.precision.scale else 1.0)
+                self.small = self._measure(parts[0])
+        if self.placed is not None:
+            self.placed.finish()
+        told = add_up(parts, self.world)
+        whole = self._in_units(told.weight or 1.0) / self.world.size
+        return parts, told, whole * self._loss_scale
+
+    def _holding(self) -> AbstractContextManager[None]:
+        """Gradients of passes in here stay on their rank until a pass outside."""
+        return self.placed.holding() if self.placed is not None else nullcontext()
+
+    @property
+    def _loss_scale(self) -> float:
+        return self.precision.scale.value if self.precision.scale else 1.0
 
     def _tensor(self, scale: float) -> Tensor | None:
         """A scale for the optimizer, on the device; None for the one that changes nothing."""
         return None if scale == 1.0 else torch.tensor(scale, device=self.precision.device)
 
-    def _backward(self, batch: Batch, place: str, unit: float) -> Part:
-        """One forward and backward pass.
-
-        unit: the first micro-batch's weight, in units of which this one's counts; 0 for the first itself.
-        Gradients then have the size of one batch's, for which float16 has room.
-        """
-        _reseed(seed_for(self.seed, f"dropout/{place}"), self.precision.device)
+    def _backward(self, batch: Batch, place: str) -> Part:
+        """One forward and backward pass."""
+        own = f"{place}/{self.world.rank}" if self.world.size > 1 else place
+        _reseed(seed_for(self.seed, f"dropout/{own}"), self.precision.device)
+        start = time.perf_counter()
         with self.precision.region():
-            loss, facts = self.objective(self.model, batch)
+            loss, facts = self.objective(self.placed.model if self.placed else self.model, batch)
+        self.busy += time.perf_counter() - start
         weight = float(facts.get("weight", facts["tokens"]))
-        whole = loss * (weight / unit) if unit else loss
+        if self._unit is None:
+            self._unit = unit_of(weight, self.world)
+        share = weight / self._unit
+        whole = loss if share == 1.0 else loss * share
         (whole if self.precision.scale is None else whole * self.precision.scale.value).backward()
         named = {name: x for name, x in facts.items() if name not in ("tokens", "weight")}
         return Part(loss.detach(), named, weight, int(facts["tokens"]))
+
+    def _measure(self, part: Part) -> tuple[float, float] | None:
+        """The square of the gradient's norm after the first micro-batch, and its weight; means over ranks."""
+        grads = [grad for _, grad in self.named_gradients()]
+        if not grads or not part.weight:  # gradients that are cut are not whole before they are exchanged
+            return None
+        own = square_norm(grads, self._loss_scale * self._in_units(part.weight)), part.weight
+        square, weight = (self.world.sum(own) / self.world.size).tolist()
+        return square, weight
+
+    def _in_units(self, weight: float) -> float:
+        return weight / (self._unit or 1.0)
+
+    @property
+    def _replayable(self) -> bool:
+        """Whether a rank can compute its own gradients again, apart from the others'. Without a loss scale:
+        that one is lowered by ordinary overflows."""
+        whole = self.placed is not None and self.placed.kind not in ("fsdp", "hybrid")
+        return whole and self.precision.scale is None
+
+    def _again(self, micro: Sequence[Batch], place: str) -> tuple[str, ...]:
+        """The tensors whose gradients of this rank's own rows are not finite: the exchange has spread them
+        to all ranks."""
+        with self._holding():
+            for i, batch in enumerate(micro):
+                self._backward(batch, f"{place}/{i}")
+        found = culprits(self.named_gradients())
+        self.optimizer.zero_grad()
+        return found
 
     def _judge(self, loss: Tensor, scale: float) -> Judge | None:
         """What the guard is going to say of this step, asked with the gradients' norm; None if nothing.
@@ -195,25 +249,6 @@ class Learner:
 def _size(moved: Mapping[str, Mapping[str, float]]) -> float:
     """The norm of a whole update, from those of its tensors."""
     return math.hypot(*(row["update_norm"] for row in moved.values()))
-
-
-def _why(why: str, losses: Sequence[float]) -> str:
-    """The reason of a veto; a loss that is not finite is the reason of whatever else is not."""
-    bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not bad:
-        return why
-    where = f" in micro-batch {bad[0] + 1} of {len(losses)}" if len(losses) > 1 else ""
-    return f"the loss is {losses[bad[0]]}{where}"
-
-
-def _mean(parts: Sequence[Part]) -> tuple[Tensor, dict[str, Any]]:
-    """Loss and facts of all micro-batches, by their weights."""
-    if len(parts) == 1:
-        return parts[0].loss, dict(parts[0].facts)
-    whole = sum(part.weight for part in parts) or 1.0  # nothing asked for: every loss is 0
-    shares = [(part, part.weight / whole) for part in parts]
-    total = torch.stack([part.loss * share for part, share in shares]).sum()
-    return total, {name: sum(part.facts[name] * share for part, share in shares) for name in parts[0].facts}
 
 
 def _reseed(seed: int, device: torch.device) -> None:

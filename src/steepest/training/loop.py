@@ -14,6 +14,7 @@ from steepest.contract import SteepestError
 from steepest.training.curve import Curve, Diverged, Progress, Trained
 from steepest.training.learner import Batch, Learner, Update
 from steepest.training.stage_config import Until
+from steepest.training.world import Lost
 
 
 class Feed(Protocol):
@@ -109,6 +110,8 @@ def train(
         for micro in steps:
             try:
                 update = learner.update(micro, place.attempt)
+            except Lost:
+                raise
             except SteepestError as error:
                 raise Diverged(f"step {place.step + 1}: {error}") from error
             update = _with_facts(update, stage.feed)
@@ -178,7 +181,7 @@ def _reached(stage: Stage) -> str:
     last = place.last if place.last is not None else math.nan
     if until.tokens is not None and place.tokens >= until.tokens:
         return f"{place.tokens:,} tokens"
-    if until.minutes is not None and place.seconds >= 60 * until.minutes:
+    if until.minutes is not None and stage.learner.world.share(place.seconds >= 60 * until.minutes):
         return f"{until.minutes:g} minutes"
     if until.loss is not None and not stage.rising and last <= until.loss:
         return f"validation loss {last:.4f}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from steepest.adapters import is_lora_a, is_lora_b, is_magnitude
 from steepest.contract import Schedule
 from steepest.optimizer import Optimizer, decay_groups
+from steepest.placements import Placement
 from steepest.rules import find_card
 from steepest.training.stage_config import StageConfig
 
@@ -22,6 +23,7 @@ def build_optimizer(
     *,
     observes: bool = False,
     around: Callable[[Schedule], Schedule] | None = None,
+    placement: Placement | None = None,
 ) -> Optimizer:
     """The stage's optimizer: its rate on its schedule, and weight decay on matrices only.
 
@@ -29,7 +31,8 @@ def build_optimizer(
     the second matrices, for what is trained beside the adapter, and for a value head: any options of the
     optimizer, `lr_ratio` (LoRA+, arXiv:2402.12354: 16 for `lora_b`), or another rule under `name`.
 
-    observes: with telemetry.  around: what every schedule of a learning rate is put into.
+    observes: with telemetry.  around: what every schedule of a learning rate is put into.  placement: who
+    steps what; None lets the optimizer find it.
     """
     card = find_card(stage.optimizer["name"])
     make = _rates(stage, around)
@@ -42,6 +45,7 @@ def build_optimizer(
         lr=whole_rate,
         max_grad_norm=stage.clip,
         telemetry=observes,
+        placement=placement,
         **whole,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -13,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from steepest.contract import SteepestError
-from steepest.training.checkpoint import Loaded
+from steepest.training.checkpoint import Loaded, Store
+from steepest.training.config import RunConfig, parse_config
 from steepest.training.curve import Curve
 
 VERSION = 2
 """Of what a generation holds of a session. 1 did not say so, and had the curves in its facts, as lists."""
 
-FREE = ("checkpoint", "health", "threads", "sinks", "rename")
+FREE = ("checkpoint", "health", "threads", "sinks", "rename", "placement", "offload", "timeout")
 """Keys of a config that may change when a run is continued: they say when it is saved and looked at, on how
 many cores it computes, and what the modules of a save are called now."""
 
@@ -91,6 +93,39 @@ def renamed(found: Loaded, modules: Mapping[str, str]) -> Loaded:
     builder = {**found.facts["builder"], "previous": within(found.facts["builder"]["previous"])}
     facts = {**found.facts, "built": within(found.facts["built"]), "builder": builder}
     return replace(found, tensors=tensors, facts=facts)
+
+
+def before(store: Store, index: int, spike: int) -> Loaded:
+    """The newest good generation of a stage that the run stands on; what an earlier rollback has given up is
+    not among them. Good is one whose own loss, measured in the step after it, was no spike."""
+    found = store.load()
+    while found.step + 1 >= spike or found.facts["index"] != index or found.facts["built"] is None:
+        if found.manifest.parent not in store.generations() or found.facts["index"] < index:
+            raise SteepestError(
+                f"the loss did not come down again after step {spike}, and there is no generation of "
+                "this stage from before it to go back to; save more often (checkpoint.every)."
+            )
+        found = store.load(found.manifest.parent)
+    return found
+
+
+def changed(then: Mapping[str, Any], now: RunConfig, folder: Path) -> list[str]:
+    """What differs between the config of a save and the one that goes on, in words. A run is continued as it
+    was written down: raises SteepestError for a key that is not `FREE`."""
+    whole = parse_config(then, f"the config saved in {folder}")  # a key it lacks: its default
+    found = changes(whole.model_dump(mode="json"), now.model_dump(mode="json"))
+    if refused := [words for key, words in found if key.partition(".")[0] not in FREE]:
+        raise SteepestError(
+            f"{folder} holds a run of another config ({'; '.join(refused)}); give another --out, or "
+            "continue it with its own config."
+        )
+    return [words for _, words in found]
+
+
+def digest(config: RunConfig) -> str:
+    """Equal for configs that may continue each other."""
+    own = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def changes(then: Any, now: Any, path: str = "") -> list[tuple[str, str]]:

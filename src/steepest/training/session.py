@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,20 @@ from typing import Any
 
 from steepest.contract import SteepestError
 from steepest.training import saved_run
-from steepest.training.checkpoint import Loaded, Payload, Store
-from steepest.training.config import RunConfig, parse_config, save_config
+from steepest.training.checkpoint import Loaded, Payload, Ranks, Store
+from steepest.training.config import RunConfig, save_config
 from steepest.training.curve import Diverged, Progress
+from steepest.training.fleet import Fleet
 from steepest.training.indicators import Finding
-from steepest.training.journal import Journal
+from steepest.training.journal import Journal, Unwritten
 from steepest.training.learner import Learner, Update
 from steepest.training.loop import Place, Stage, train
 from steepest.training.metrics import measured
+from steepest.training.parts import parts
 from steepest.training.result import StageResult
 from steepest.training.signals import Stop
 from steepest.training.stages import Builder, Built
+from steepest.training.world import ALONE, World
 
 ROLLBACKS = 3
 """Rollbacks of one run before it is given up: more would change what it is trained on without saying so."""
@@ -35,6 +37,8 @@ class Session:
 
     folder: where it lives; the caller holds its lock.  watch: told of every step.  tell: told in words of
     what happens beside training (borders, vetoes, generations, findings).
+    world: the ranks of the run. Each has a session of its own and all do the same, but rank 0 alone writes
+    the diaries, is told, and reads the clock.
     """
 
     def __init__(
@@ -48,15 +52,20 @@ class Session:
         notice: Callable[[Finding], None] = lambda finding: None,
         log: Callable[[int, Mapping[str, Any]], None] = lambda step, values: None,
         stop: Stop | None = None,
+        world: World = ALONE,
     ) -> None:
         self.config, self.folder, self.plan = config, folder, config.plan()
-        self.builder = Builder(config, cache)
+        self.world, self.fleet = world, Fleet(world)
+        self.builder = Builder(config, cache, world)
         rolls = any(stage.guard.get("rollback") for stage in self.plan)
         # The newest generation may hold what makes the next loss a spike; the one before it does not.
         keep = max(config.checkpoint.keep, 2) if rolls else config.checkpoint.keep
-        self.store = Store(folder / "checkpoints", keep=keep)
-        self.journal = Journal(folder)
+        ranks = Ranks(world.rank, world.size, world.share(uuid.uuid4().hex))
+        self.store = Store(folder / "checkpoints", keep=keep, patience=config.timeout, ranks=ranks)
+        self.journal = Journal(folder) if world.first else Unwritten(folder)
         self.watch, self.tell, self.notice, self.log = watch, tell, notice, log
+        if not world.first:
+            self.watch, self.tell, self.notice, self.log = None, _unheard, _unheard, _unheard
         self.stop = stop or Stop()
         self.results: list[StageResult] = []
         self.skip: dict[str, list[int]] = {}
@@ -72,28 +81,37 @@ class Session:
 
     def run(self) -> list[StageResult]:
         """Train all stages that are not done. Raises `Stopped` after a signal, with everything saved."""
-        self._begin()
         try:
-            while self.index < len(self.plan):
-                try:
-                    self._train_stage()
-                except _RollBack as asked:
-                    self._roll_back(asked)
-                if self.results and self.results[-1].reason is not None:
-                    break
-        except SteepestError as error:
-            self.journal.event("error", self.attempt, reason=str(error))
-            self._close()
+            self._begin()
+            self._train()
+        except Exception as error:
+            self.world.farewell(str(error) or type(error).__name__)
             raise
         self._close()
         return self.results
 
+    def _train(self) -> None:
+        try:
+            with self.world.within("training"):
+                while self.index < len(self.plan):
+                    try:
+                        self._train_stage()
+                    except _RollBack as asked:
+                        self._roll_back(asked)
+                    if self.results and self.results[-1].reason is not None:
+                        break
+        except SteepestError as error:
+            self.journal.event("error", self.attempt, reason=str(error))
+            self._close()
+            raise
+
     def _begin(self) -> None:
-        found = self.store.load(optional=True)
+        found = self._agreed(lambda: self.store.load(optional=True))
+        here = {"process": os.getpid(), "ranks": self.world.size}
         if found is None:
-            save_config(self.config, self.folder)
+            self._save_config()
             self.journal.trim(0)
-            self.journal.event("start", 0, digest=self._digest(), process=os.getpid())
+            self.journal.event("start", 0, digest=saved_run.digest(self.config), **here)
             return
         found = saved_run.upgrade(found)
         for reason in found.skipped:
@@ -105,9 +123,9 @@ class Session:
                 "go back to an earlier generation (`steepest checkpoint verify` lists them)."
             )
         self.restore(found)
-        save_config(self.config, self.folder)
+        self._save_config()
         self.journal.trim(self.attempt)
-        self.journal.event("resume", self.attempt, generation=found.generation, process=os.getpid())
+        self.journal.event("resume", self.attempt, generation=found.generation, **here)
         over = self.index == len(self.plan)
         self.tell("this run is finished" if over else f"continued from {found.generation}")
 
@@ -150,7 +168,7 @@ class Session:
             self.tell(f"stage {built.stage.name}: {built.config.objective_name}")
         if built.words:
             self.tell(built.words.splitlines()[0])
-        stops = self.stop.asked is not None
+        stops, _ = self._hears()
         saved = self.save("border", keep=self.index > 0, wait=stops)
         if stops:
             self._obey(saved)
@@ -178,14 +196,13 @@ class Session:
         self.attempt = stage.place.attempt
         if stage.place.step == 1:  # a generation at the border does not wait for this to be measured
             self.journal.event("baseline", self.attempt, validation=stage.place.before)
-        values = measured(stage, update)
-        findings: list[Finding] = []
+        values, findings = measured(stage, update), list[Finding]()
         if guard is not None:
             guard.observe(update.loss, update.norm, values.get("update_norm"), update.committed, self.attempt)
             findings += guard.warnings
         if not update.committed:
             self.vetoed.setdefault(built.source.key, []).append(stage.place.position)
-            self._tell_veto(update, optimizer.last_verdict.culprits)
+            self._tell_veto(update)
         if stage.learner.foreseen:
             self._tell_first_step(stage.learner)
         health = built.health
@@ -194,11 +211,11 @@ class Session:
             if health.due(self.attempt):
                 if (small := stage.learner.small) is not None and update.committed:
                     health.noise.add(small[0], update.norm**2, small[1], update.weight)
-                done, of = stage.place.step, stage.steps
+                step, of = stage.place.step, stage.steps
                 found, layers = health.look(
-                    self.attempt, optimizer, done, of, update.facts, batch=update.weight
+                    self.attempt, optimizer, step, of, update.facts, batch=update.weight
                 )
-                findings += found
+                findings += [*found, *self.fleet.look(self.attempt, stage.learner)]
                 values["layers"] = layers
             stage.learner.measures = health.due(self.attempt + 1)
         self._tell_findings(stage, findings)
@@ -208,11 +225,13 @@ class Session:
         if words := built.control(update, findings):
             self.journal.event("control", self.attempt, what=words)
             self.tell(words)
+        self.fleet.check()
         if guard is not None and guard.rollback is not None:
             raise _RollBack(stage.place.position, guard.rollback.spike)
 
-    def _tell_veto(self, update: Update, culprits: Sequence[str]) -> None:
+    def _tell_veto(self, update: Update) -> None:
         """A step was not taken; nothing has moved but the position in the data."""
+        culprits = update.culprits
         shown = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if len(culprits) > 3 else "")
         self.journal.event("veto", self.attempt, why=update.why, culprits=list(culprits))
         self.tell(f"step {self.attempt} was not taken: {update.why}{f' in {shown}' if shown else ''}")
@@ -241,15 +260,23 @@ class Session:
         stage.place.ended, self._ending = stage.place.ended or self._ending, ""
         if stage.place.ended or stage.place.step >= stage.steps:
             return  # a stage that is over is saved where the next one begins
-        if self.stop.asked is not None:
+        asked, late = self._hears()
+        if asked:
             self._obey(self.save("signal", wait=True))
-        every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
-        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        every = self.config.checkpoint.every
         due = every is not None and stage.place.step // every > self._saved_step // every
         if self._suspect(stage):
             return
         if self._warned or late or due or self._before_peak(stage):
             self.save("warning" if self._warned else "time")
+
+    def _hears(self) -> tuple[bool, bool]:
+        """Whether a signal has asked any rank for the end; whether it is time to save by rank 0's clock."""
+        minutes = self.config.checkpoint.minutes
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        signal, due = self.world.most([self.stop.asked or 0, late and self.world.first])
+        self.stop.asked = int(signal) or None
+        return signal > 0, due > 0
 
     def _obey(self, saved: bool) -> None:
         """Leave, because a signal has asked for it."""
@@ -280,13 +307,16 @@ class Session:
         try:
             curves = [result.curves for result in self.results]
             curves += [self.built.stage.curves] if self.built else []
-            tensors = {**self.builder.tensors(self.built), "curves": saved_run.curve_tensors(curves)}
-            payload = Payload(tensors=tensors, facts=self._facts())
-            self.store.save(payload, step=self.attempt, keep=keep, wait=wait)
+            tensors = self.builder.tensors(self.built)
+            tensors["curves"] = parts(saved_run.curve_tensors(curves), self.world)
+            self.store.save(Payload(tensors, self._facts()), step=self.attempt, keep=keep, wait=wait)
         except SteepestError as error:
             self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
             self.tell(f"no generation was written: {error}")
             return False
+        finally:
+            if wait:  # who leaves first takes the others along
+                self.world.barrier("waiting for a checkpoint")
         self.journal.event("checkpoint", self.attempt, why=why)
         return True
 
@@ -296,7 +326,7 @@ class Session:
         return {
             "version": saved_run.VERSION,
             "config": self.config.model_dump(mode="json"),
-            "digest": self._digest(),
+            "digest": saved_run.digest(self.config),
             "index": self.index,
             "attempt": self.attempt,
             "skip": self.skip,
@@ -324,7 +354,9 @@ class Session:
         """Become what a verified generation holds. Nothing is touched before everything is known to fit."""
         found = saved_run.renamed(found, self.config.rename)
         facts = found.facts
-        self._check(facts)
+        for words in saved_run.changed(facts["config"], self.config, self.folder):
+            self.journal.event("config", facts["attempt"], changed=words)
+            self.tell(f"continued with another {words}")
         self.index, self.attempt = facts["index"], facts["attempt"]
         self.skip = {key: list(value) for key, value in facts["skip"].items()}
         self.vetoed = {key: list(value) for key, value in facts["vetoed"].items()}
@@ -337,25 +369,6 @@ class Session:
             self.built.stage.curves = curves[-1]
         self._saved_step = self.built.stage.place.step if self.built else 0
 
-    def _check(self, facts: Mapping[str, Any]) -> None:
-        """A run is continued as it was written down; what may differ is when it is saved and looked at."""
-        then = parse_config(
-            facts["config"], f"the config saved in {self.folder}"
-        )  # a key it lacks: its default
-        found = saved_run.changes(then.model_dump(mode="json"), self.config.model_dump(mode="json"))
-        if refused := [words for key, words in found if key.partition(".")[0] not in saved_run.FREE]:
-            raise SteepestError(
-                f"{self.folder} holds a run of another config ({'; '.join(refused)}); give another --out, or "
-                "continue it with its own config."
-            )
-        for _, words in found:
-            self.journal.event("config", facts["attempt"], changed=words)
-            self.tell(f"continued with another {words}")
-
-    def _digest(self) -> str:
-        own = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in saved_run.FREE}
-        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-
     def _roll_back(self, asked: _RollBack) -> None:
         """Back to the last good generation of this stage; what has been read since is not read again."""
         self.rollbacks += 1
@@ -365,7 +378,9 @@ class Session:
                 f"look at the data (`steepest doctor {self.folder}` says more)."
             )
         key = self.built.source.key if self.built else ""
-        found = saved_run.upgrade(self._before(asked.spike))
+        found = self._agreed(lambda: saved_run.before(self.store, self.index, asked.spike))
+        assert found is not None
+        found = saved_run.upgrade(found)
         self.restore(found)
         assert self.built is not None
         first = self.built.stage.place.position
@@ -377,18 +392,24 @@ class Session:
         self.tell(f"rolled back to step {self.attempt}; batches {first} to {asked.position} are skipped")
         self.save("rollback")
 
-    def _before(self, spike: int) -> Loaded:
-        """The newest good generation that this run stands on; what an earlier rollback has given up is not
-        among them. Good is one whose own loss, measured in the step after it, was no spike."""
-        found = self.store.load()
-        while found.step + 1 >= spike or found.facts["index"] != self.index or found.facts["built"] is None:
-            if found.manifest.parent not in self.store.generations() or found.facts["index"] < self.index:
-                raise SteepestError(
-                    f"the loss did not come down again after step {spike}, and there is no generation of "
-                    "this stage from before it to go back to; save more often (checkpoint.every)."
-                )
-            found = self.store.load(found.manifest.parent)
-        return found
+    def _agreed(self, find: Callable[[], Loaded | None]) -> Loaded | None:
+        """What rank 0 finds in the store; the others read the same generation by its name."""
+        found: list[Loaded | None] = []
+
+        def look() -> str | None:
+            found.append(find())
+            return found[0].generation if found[0] else None
+
+        name = self.world.lead(look)
+        return found[0] if self.world.first else self.store.load(name) if name else None
+
+    def _save_config(self) -> None:
+        if self.world.first:
+            save_config(self.config, self.folder)
+
+
+def _unheard(*_: Any) -> None:
+    """What ranks other than the first have to say beside training."""
 
 
 class _RollBack(Exception):

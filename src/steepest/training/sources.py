@@ -39,12 +39,13 @@ from steepest.data import (
 from steepest.objectives import OBJECTIVES, Objective, reference_logprobs
 from steepest.training.config import RunConfig
 from steepest.training.curve import Validation
-from steepest.training.feeds import Stream, to_device
+from steepest.training.feeds import Stream, measured_rows, to_device
 from steepest.training.learner import Batch, Learner
 from steepest.training.loop import Feed
 from steepest.training.rollouts import Answers, Reward, RewardValidation, Rollouts, Scored, Verified, Weighed
 from steepest.training.stage_config import StageConfig
 from steepest.training.text import Text, text_of
+from steepest.training.world import ALONE, World
 
 VERIFIERS: Mapping[str, Callable[[str, Mapping[str, Any]], float]] = {"task": verify, "grade": grade}
 """Rewards by a short name: right or wrong, and how right."""
@@ -62,6 +63,7 @@ class Context:
     device: torch.device
     cache: Path | None
     products: Mapping[str, nn.Module]
+    world: World = ALONE
 
     def seed(self, stream: str) -> int:
         return seed_for(self.config.seed, stream)
@@ -121,8 +123,12 @@ def _text(stage: StageConfig, objective: Objective, context: Context) -> Source:
         )
     return Source(
         key=f"text {stage.data} {stage.batch} {stage.context} {stage.packing}",
-        feed=lambda learner: Stream(at, stage.accumulate, context.device),
-        validation=lambda learner: Validation(to_device(list(measured), context.device), learner.objective),
+        feed=lambda learner: Stream(at, stage.accumulate, context.device, context.world),
+        validation=lambda learner: Validation(
+            [to_device(batch, context.device) for batch in measured],
+            learner.objective,
+            context.world,
+        ),
         guess=math.log(text.tokenizer.vocab_size),
     )
 
@@ -196,8 +202,10 @@ def _from_rows(
     measured = cache(partial(_measured, stage, held_out, context))  # made late: the model is asked before
     return Source(
         key=f"{stage.objective_name} {stage.data} {stage.batch} {stage.context}",
-        feed=lambda learner: Stream(sampler.at, stage.accumulate, context.device),
-        validation=lambda learner: lambda model: Validation(measured(), learner.objective)(model),
+        feed=lambda learner: Stream(sampler.at, stage.accumulate, context.device, context.world),
+        validation=lambda learner: (
+            lambda model: Validation(measured(), learner.objective, context.world)(model)
+        ),
         unit=unit,
     )
 
@@ -210,13 +218,13 @@ def _preferences(stage: StageConfig, objective: Objective, context: Context) -> 
     if "reference" not in objective.options or stage.objective_options.get("reference", "cached") != "cached":
         return _from_rows(stage, train, held_out, context, unit="nats a pair")
     tables: dict[str, Tensor] = {}
-    told = [WithReference(*own, tables) for own in (("train", train), ("held_out", held_out))]
+    told = WithReference("train", train, tables), WithReference("held_out", held_out, tables)
     source = _from_rows(stage, *told, context, unit="nats a pair")
     source.tables = tables
 
     def ask(model: nn.Module) -> None:
         for part in told:
-            part.ask(model, context.device)
+            part.ask(model, context.device, context.world)
 
     source.prepare = ask
     return source
@@ -242,15 +250,17 @@ class WithReference:
         own = torch.from_numpy(indices)
         return {**self.rows.batch(indices), **{name: column[own] for name, column in columns.items()}}
 
-    def ask(self, model: nn.Module, device: torch.device) -> None:
-        """Fill the tables."""
+    def ask(self, model: nn.Module, device: torch.device, world: World) -> None:
+        """Fill the tables, the same on every rank; each asks about its rows."""
         count = len(self.lengths)
-        found = [
-            reference_logprobs(model, to_device(self.rows.batch(indices), device))
-            for indices in np.split(np.arange(count), range(MEASURED, count, MEASURED))
-        ]
+        found = []
+        for indices in np.split(np.arange(count), range(MEASURED, count, MEASURED)):
+            rows, counts = measured_rows(self.rows.batch(indices), world)
+            told = reference_logprobs(model, to_device(rows, device))
+            found.append({name: told[name].cpu() for name in REFERENCE} if counts else {})
+        batches = [own for told in zip(*world.gather(found), strict=True) for own in told if own]
         for name in REFERENCE:
-            self.tables[f"{self.part}.{name}"] = torch.cat([batch[name] for batch in found]).cpu()
+            self.tables[f"{self.part}.{name}"] = torch.cat([batch[name] for batch in batches])
 
 
 # ---------------------------------------------------------------------- rollouts
@@ -279,13 +289,16 @@ def _policy(stage: StageConfig, objective: Objective, context: Context) -> Sourc
             reward=reward,
             kind=objective.advantages,
             seed=context.config.seed,
-            micro=math.ceil(stage.batch * stage.rollout.group / stage.accumulate),
+            pieces=stage.accumulate,
+            world=context.world,
         )
 
     return Source(
         key=f"prompts {stage.data} {stage.batch} {stage.context}",
         feed=feed,
-        validation=lambda learner: RewardValidation(_measured(stage, held_out, context), answers, check),
+        validation=lambda learner: RewardValidation(
+            _measured(stage, held_out, context), answers, check, context.world
+        ),
         rising=True,
         unit="of answers right" if generated else "reward",
     )

@@ -18,6 +18,7 @@ from steepest.data import seed_for
 from steepest.models import RewardModel, ValuedModel, build_model, compile_model, recompute
 from steepest.objectives import OBJECTIVES, Objective, get_objective
 from steepest.optimizer import Optimizer, carry
+from steepest.placements import Offloaded, Placed, Placement, find_placement, place
 from steepest.training.check import check_plan
 from steepest.training.config import RunConfig
 from steepest.training.controls import Controls
@@ -27,6 +28,7 @@ from steepest.training.health import Health
 from steepest.training.indicators import Finding
 from steepest.training.learner import Learner, Update
 from steepest.training.loop import Place, Stage
+from steepest.training.parts import Given, parts, state_parts, together
 from steepest.training.precision import Precision
 from steepest.training.recipe import build_optimizer
 from steepest.training.rollouts import Rollouts
@@ -34,8 +36,12 @@ from steepest.training.sources import Context, Source, load_run_tokenizer, open_
 from steepest.training.stage_config import ROUTES, StageConfig
 from steepest.training.text import Text, text_of
 from steepest.training.weights import check_weights, load_weights, weights
+from steepest.training.world import ALONE, World
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
+
+CUT = ("fsdp", "hybrid")
+"""Placements in which every tensor is cut."""
 
 
 @dataclass
@@ -75,13 +81,14 @@ class Built:
         """Steps of warm-up of the learning rate."""
         return self.config.schedule.build(1.0, self.config.steps).warmup
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a generation holds of it, by group."""
-        out = {"model": weights(self.model), "optimizer": self.optimizer.export_state()[0]}
+    def tensors(self) -> dict[str, Given]:
+        """What this rank gives of it to a generation, by group."""
+        world = self.stage.learner.world
+        out = {"model": parts(weights(self.model), world), "optimizer": state_parts(self.optimizer, world)}
         if self.reference is not None:
-            out["reference"] = weights(self.reference)
+            out["reference"] = parts(weights(self.reference), world)
         if self.source.tables:
-            out["tables"] = dict(self.source.tables)
+            out["tables"] = parts(self.source.tables, world)
         return out
 
     def facts(self) -> dict[str, Any]:
@@ -127,11 +134,12 @@ class Builder:
 
     policy: the model that goes through the stages.  products: what stages have trained beside it (reward
     models), by stage.  positions: rounds read so far of every source.
-    previous: the optimizer of the stage before.
+    previous: the optimizer of the stage before. Between stages all of this is whole, on every rank.
     """
 
     config: RunConfig
     cache: Path | None = None
+    world: World = ALONE
     policy: nn.Module | None = None
     products: dict[str, nn.Module] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
@@ -140,13 +148,12 @@ class Builder:
 
     def __post_init__(self) -> None:
         self.plan = self.config.plan()
-        check_plan(self.config)
+        check_plan(self.config, self.world.size)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         tokenizer = load_run_tokenizer(self.config, self.cache)
-        self.context = Context(
-            self.config, tokenizer, usable_device(self.config.device), self.cache, self.products
-        )
+        device = usable_device(self.world.device(self.config.device))
+        self.context = Context(self.config, tokenizer, device, self.cache, self.products, self.world)
 
     # ------------------------------------------------------------ entering and leaving
 
@@ -155,8 +162,6 @@ class Builder:
         built = self._build(index)
         stage = self.plan[index]
         built.stage.place.position = self.positions.get(built.source.key, 0)
-        if built.reference is not None:
-            load_weights(built.reference, weights(_policy_in(built.model)))
         built.source.prepare(built.model)
         if self.previous is not None and not is_apart(stage):
             with self._first_gradients(built):
@@ -184,6 +189,14 @@ class Builder:
             self.products[built.config.name] = _finished(built.model)
         else:
             self.previous = built.optimizer
+        if self.world.size > 1 and built.optimizer.placement.moves:
+            self._make_whole(built)
+
+    def _make_whole(self, built: Built) -> None:
+        """Models and state that lie over the ranks, on every rank: the next stage may change their
+        structure, and places them anew."""
+        index = self.plan.index(built.config) + 1
+        self.restore(index, together(self.tensors(None), self.world), self.facts(None), None)
 
     def text(self, name: str) -> Text | None:
         """The text that a stage reads, if it reads any."""
@@ -205,21 +218,27 @@ class Builder:
         drawn = {"temperature": stage.rollout.temperature} if objective.batch == "policy" else {}
         function = get_objective(stage.objective_name, **{**drawn, **stage.objective_options})
         model = self._model(index)
+        reference = self._reference(stage, objective)
+        model, placed = self._place(compile_model(model) if config.compile else model)
         source = open_source(stage, objective, self.context)
         controls = Controls.of(stage)
         learner = Learner(
-            compile_model(model) if config.compile else model,
+            model,
             build_optimizer(
                 *(stage, model),
                 observes=config.health.every > 0,
                 around=controls.held if controls else None,
+                placement=self._placement(model, placed),
             ),
             controls.objective(function) if controls else function,
             seed=config.seed,
             precision=Precision(config.precision, self.context.device),
             guard=Guard(GuardConfig(**stage.guard)),
+            world=self.world,
+            placed=placed,
         )
-        reference = self._reference(stage, objective)
+        if placed is not None:
+            placed.attach()
         feed = source.feed(learner)
         if isinstance(feed, Rollouts):
             feed.reference = reference
@@ -237,7 +256,24 @@ class Builder:
     def _reference(self, stage: StageConfig, objective: Objective) -> nn.Module | None:
         if objective.batch != "policy" or not stage.rollout.reference or self.policy is None:
             return None
-        return _finished(copy.deepcopy(self.policy))
+        return self._place(_finished(copy.deepcopy(self.policy)), frozen=True)[0]
+
+    def _place(self, model: nn.Module, *, frozen: bool = False) -> tuple[nn.Module, Placed | None]:
+        """A model over the ranks: as it is asked about and saved, and as it is trained. A frozen one is cut
+        where the others are, and otherwise left alone."""
+        if self.world.size == 1 or (frozen and self.config.placement not in CUT):
+            return model, None
+        kind, world = self.config.placement, self.world
+        shard = world.local_size if kind == "hybrid" else None  # copies are on other machines
+        placed = place(model, kind, device=self.context.device.type, shard=shard)
+        if placed.model is not model and hasattr(model, "config"):
+            placed.model.config = model.config  # objectives ask the model that they call
+        return model, placed
+
+    def _placement(self, model: nn.Module, placed: Placed | None) -> Placement | None:
+        """Who steps what; None lets the optimizer find it."""
+        inner = placed.placement if placed else None
+        return Offloaded(inner or find_placement(list(model.parameters()))) if self.config.offload else inner
 
     def _model(self, index: int) -> nn.Module:
         """The model that a stage trains, with the adapters it asks for."""
@@ -291,16 +327,19 @@ class Builder:
 
     # ------------------------------------------------------------ saving and restoring
 
-    def tensors(self, built: Built | None) -> dict[str, dict[str, Tensor]]:
-        """Everything of the run that is a tensor, by group."""
-        out = {f"product.{name}": weights(model) for name, model in self.products.items()}
+    def tensors(self, built: Built | None) -> dict[str, Given]:
+        """Everything of the run that is a tensor, by group: what this rank gives of it."""
+        world = self.world
+        out: dict[str, Given] = {
+            f"product.{name}": parts(weights(m), world) for name, m in self.products.items()
+        }
         if built is not None:
             out |= built.tensors()
         waits = built is None or is_apart(built.config)
         if waits and self.policy is not None:
-            out["policy"] = weights(self.policy)
+            out["policy"] = parts(weights(self.policy), world)
         if waits and self.previous is not None:
-            out["optimizer" if built is None else "previous"] = self.previous.export_state()[0]
+            out["optimizer" if built is None else "previous"] = state_parts(self.previous, world)
         return out
 
     def facts(self, built: Built | None) -> dict[str, Any]:
@@ -360,7 +399,3 @@ def _answer(stage: StageConfig) -> int:
 
 def _finished(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
-
-
-def _policy_in(model: nn.Module) -> nn.Module:
-    return model.body if isinstance(model, ValuedModel) else model

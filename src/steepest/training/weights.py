@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from steepest.contract import SteepestError
+from steepest.training.parts import put
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -40,6 +40,5 @@ def check_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved numbers into a model; that they fit is checked before anything moves."""
     check_weights(model, tensors)
-    with torch.no_grad():
-        for name, value in weights(model).items():
-            value.copy_(tensors[name])
+    for name, value in weights(model).items():
+        put(value, tensors[name])
