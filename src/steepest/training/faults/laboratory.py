@@ -130,7 +130,8 @@ class Laboratory:
 
     def disarmed(self, *inject: Inject) -> Laboratory:
         """The same laboratory with more in every process but the undisturbed runs', which are shared."""
-        other = replace(self, out=self.out / f"disarmed-{len(self._made)}", also=(*self.also, *inject))
+        folder = self.out / f"disarmed-{len([*self.out.glob('disarmed-*')])}"
+        other = replace(self, out=folder, also=(*self.also, *inject))
         other._whole = self._whole
         return other
 

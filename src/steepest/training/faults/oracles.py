@@ -20,6 +20,8 @@ from steepest.training.journal import JOURNAL, read_journal, read_metrics
 if TYPE_CHECKING:
     from steepest.training.faults.laboratory import Seen
 
+CUT = ("fsdp", "hybrid")
+"""Placements in which no rank holds all parameters."""
 TIMES = ("seconds", "tokens_per_second", "step_ms", "optimizer_ms", "eta_seconds", "memory_mb")
 """What two runs need not have in common."""
 NEAR = 2e-3
@@ -128,7 +130,7 @@ def refused(seen: Seen) -> str:
 def alike(seen: Seen) -> str:
     """All ranks of a model that is whole on each hold the same parameters at the end."""
     digests = {end.digest for end in seen.ends if end.digest}
-    if seen.placement in ("fsdp", "hybrid"):
+    if seen.placement in CUT:
         return ""
     demand(len(digests) == 1, "ranks hold different parameters at the end")
     return "all ranks hold the same"
@@ -138,7 +140,11 @@ def alike(seen: Seen) -> str:
 
 
 class told:
-    """The diary has an event of this kind that says something like this; `times`: so many of them."""
+    """The diary has an event of this kind that says something like this; `times`: so many of them.
+
+    In the pattern {last} is the last rank, and {blamed} too, but where gradients are cut: a bad one of any
+    rank is seen by who holds its part of the sum.
+    """
 
     def __init__(self, kind: str, pattern: str = "", times: int | None = None) -> None:
         self.kind, self.pattern, self.times = kind, pattern, times
@@ -146,7 +152,9 @@ class told:
     def __call__(self, seen: Seen) -> str:
         events = [line for line in read_journal(seen.folder) if line["kind"] == self.kind]
         said = [str({key: x for key, x in line.items() if key not in ("kind", "time")}) for line in events]
-        pattern = self.pattern.format(last=seen.ranks - 1)
+        last = seen.ranks - 1
+        blamed = r"\d+" if seen.placement in CUT else last
+        pattern = self.pattern.format(last=last, blamed=blamed)
         hits = [line for line in said if re.search(pattern, line, re.IGNORECASE)]
         demand(bool(hits), f"the diary has no {self.kind!r} that says {pattern!r}, but {said[-3:]}")
         demand(

@@ -56,7 +56,7 @@ ROWS = (
         1,
         "NaN in one element of one gradient of one rank",
         "No rank takes the step, no bit of parameters, state, rate or count moves; all is named.",
-        (Trial(ONE_NAN, (vetoed(3, "rank {last}"), oracles.names_tensor, alike)),),
+        (Trial(ONE_NAN, (vetoed(3, "rank {blamed}"), oracles.names_tensor, alike)),),
     ),
     Row(
         2,
