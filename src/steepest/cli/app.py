@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from steepest.cli import bench, checkpoint, compare, doctor, kernels, optimizers, plan, report, train
+from steepest.cli import bench, checkpoint, compare, doctor, faults, kernels, optimizers, plan, report, train
 from steepest.contract import SteepestError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(optimizers.optimizers)
 app.command()(plan.plan)
 app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(faults.app, name="faults")
 app.add_typer(kernels.app, name="kernels")
 
 
