@@ -32,7 +32,7 @@ def healthy(steps: int = STEPS, seed: int = 0, schedule: str = "cosine", **optio
             "loss": mean + 0.05 * draw.standard_normal(),
             "lr": rate(i),
             "grad_norm": (0.4 + 2 / (1 + 0.1 * i)) * math.exp(0.15 * draw.standard_normal()),
-            "update_norm": 40 * rate(i) * math.exp(0.05 * draw.standard_normal()),
+            "update_norm": 120 * rate(i) * math.exp(0.05 * draw.standard_normal()),
             "param_norm": 60.0 + 0.01 * i,
             "clipped": bool(draw.random() < 0.05),
             "tokens": 512 * (i + 1),

@@ -88,6 +88,20 @@ def rate_too_low() -> Series:
     return series(change(rows, always, update_norm=times(1e-3), param_norm=lambda step, p: 60.0))
 
 
+def rate_a_tenth() -> Series:
+    """What a tenth of a good rate really looks like: an ordinary curve, but most of it is still to come."""
+    rows = change(
+        healthy(), always, loss=lambda step, loss: 5.5 - 2.4 * (step / STEPS) ** 0.5 + loss - curve(step)
+    )
+    return series(change(rows, always, update_norm=times(0.1)))
+
+
+def fine_tuned(rate: float = 0.05) -> Series:
+    """Steps that are short for the weights, and a loss that falls at the start, then slowly: all is well."""
+    rows = change(healthy(), always, loss=lambda step, loss: 2.2 - 0.12 * math.log(step) + loss - curve(step))
+    return series(change(rows, always, update_norm=times(rate)))
+
+
 def late_start() -> Series:
     """Straight, but after a steep fall at the start: that is no rate that is too low."""
     rows = change(healthy(), always, loss=lambda step, _: 3.0 + 2.5 * math.exp(-step / 10) - 2e-4 * step)
@@ -169,6 +183,7 @@ TRIPS: list[tuple[str, Callable[[], Series], Mapping[str, Any]]] = [
     ("rate-too-high", rate_too_high, {"level": "act", "optimizer": "yes"}),
     ("rate-too-high", stalls_at_the_peak, {"level": "act", "optimizer": "yes"}),
     ("rate-too-low", rate_too_low, {"level": "act", "optimizer": "yes"}),
+    ("rate-too-low", rate_a_tenth, {"level": "warn", "optimizer": "perhaps"}),
     ("warmup", warmup_too_short, {"level": "warn", "optimizer": "yes"}),
     ("spikes", spike, {"level": "warn", "optimizer": "yes"}),
     ("spikes", lambda: spike("grad_norm"), {"level": "warn", "optimizer": "perhaps"}),
@@ -216,6 +231,7 @@ TRIPS: list[tuple[str, Callable[[], Series], Mapping[str, Any]]] = [
 ]
 
 SILENT: list[tuple[str, Callable[[], Series]]] = [
+    ("rate-too-low", fine_tuned),
     ("rate-too-low", late_start),
     ("rate-too-high", late_start),
     ("spikes", hard_batch),

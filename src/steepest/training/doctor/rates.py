@@ -10,6 +10,9 @@ from steepest.training.doctor.spikes import Spike, find_spikes
 
 ENOUGH = 24
 """Rows of loss below which nothing is said of its course."""
+REACH = 0.35
+"""By what part of their norm all steps together could move weights that are hardly trained: good runs from
+fresh weights come to once or twice their norm, those at a tenth of the best rate to a fifth or a third."""
 
 
 def too_high(s: Series) -> Cause | None:
@@ -117,15 +120,16 @@ def _ratio(s: Series) -> float:
 
 
 def too_low(s: Series) -> Cause | None:
-    """The loss falls in proportion to the sum of the rates, as it does only far from a minimum, or hardly
-    moves with updates below 1e-5 of the weights."""
+    """The loss falls in proportion to the sum of the rates, as it does only far from a minimum; or goes on
+    falling far, with steps that together are short for the weights; or hardly moves with updates below 1e-5
+    of them."""
     if not len(s.lr) or s.peak <= 0:
         return None
     loss = s.loss.between(s.warm, int(s.lr.steps[np.flatnonzero(s.lr.values >= 0.3 * s.peak)[-1]]))
     ratio = float(np.median(s.ratio.values)) if len(s.ratio) else None
-    if len(loss) < ENOUGH or (ratio is not None and ratio > 3e-4):
-        return None
     path = float("inf") if ratio is None else ratio * (s.last - s.start)
+    if len(loss) < ENOUGH or (ratio is not None and ratio > 3e-4 and path > REACH):
+        return None
     rates = np.interp(loss.steps, s.lr.steps, s.lr.values)
     done = np.cumsum(rates) / rates.sum()
     ends = [float(np.median(loss.values[np.abs(done - at) <= 0.06])) for at in (0.06, 0.5, 0.94)]
@@ -135,15 +139,18 @@ def too_low(s: Series) -> Cause | None:
     # A rate that is too high also stands and falls in a line, but after a steep fall at the very start.
     early = float(np.median(s.loss.part(0, 0.01))) - ends[0]
     straight = moved and early < 0.5 * (first + second) and second > (0.3 if path < 0.1 else 0.75) * first > 0
+    # Fine-tuning has short ways too, and a loss that soon falls slowly.
+    far = first + second > max(12 * calm, 0.2 * abs(ends[0])) and second > 0.35 * first
+    under_way = far and path <= REACH
     still = not moved and ratio is not None and ratio < 1e-5
-    if not straight and not still:
+    if not straight and not under_way and not still:
         return None
     evidence = [
-        f"after warm-up the loss fell by {first:.3g} in the first half of the learning and still by "
-        f"{second:.3g} in the second, with no steep fall before"
-        if straight
-        else f"the loss moved by {first + second:.2g} from {ends[0]:.3g}, in steps {loss.steps[0]:,} to "
+        f"the loss moved by {first + second:.2g} from {ends[0]:.3g}, in steps {loss.steps[0]:,} to "
         f"{loss.steps[-1]:,}"
+        if still
+        else f"after warm-up the loss fell by {first:.3g} in the first half of the learning and still by "
+        f"{second:.3g} in the second" + (", with no steep fall before" if straight else "")
     ]
     if ratio is not None:
         evidence.append(
