@@ -18,6 +18,7 @@ from steepest.placements import Offloaded, Owned
 SHAPES = {
     "weight": (64, 128),  # large enough for codecs, divides evenly by 1, 2 and 4
     "vocabulary": (257, 48),  # does not
+    "tall": (260, 130),  # a part is wider than it is tall, the whole is not
     "small": (7, 6),
     "few": (2, 130),  # fewer rows than ranks: some have nothing
     "cube": (5, 3, 40),

@@ -133,7 +133,8 @@ def _values(held: Held) -> dict[str, Tensor]:
 
 def _shape(held: Held, slot: str) -> torch.Size:
     there = slot in held.rule.slots_for(held.p.shape, held.group)
-    return slot_shape(held.rule, slot, held.local.shape, held.group) if there else held.local.shape
+    own, whole = held.local.shape, held.p.shape
+    return slot_shape(held.rule, slot, own, held.group, whole) if there else own
 
 
 def _held(held: Held, slot: str, taken: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.contract import AddUp, Scope, SteepestError
+from steepest.contract import AddUp, SteepestError
 from steepest.engines import Engine, find_engine
 from steepest.optimizer.optimizer import Optimizer
 from steepest.optimizer.state import Held
@@ -149,7 +149,7 @@ class Release:
         found = self._lots.get(held.place)
         state = self.optimizer.state[held.p]
         if found is None or not found[1].holds() or found[1].states[0] is not state:
-            add_up = self.optimizer.placement.add_up(held.p) if held.rule.scope is Scope.TENSOR else None
+            add_up = self.optimizer.placement.add_up(held.p) if held.shard is not None else None
             lot = Lot(held.index, held.rule, held.codecs, state["step"], add_up=add_up)
             lot.add(held.place, held.local, state, held.shard)
             lot.close()

@@ -41,7 +41,7 @@ class Held:
 
     def shapes(self, shape: torch.Size) -> dict[str, tuple[int, ...]]:
         """What would be stored for a part of this shape, by name."""
-        return stored_shapes(self.rule, shape, self.group, self.codecs)
+        return stored_shapes(self.rule, shape, self.group, self.codecs, self.p.shape)
 
     def part(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept here of tensors that may be saved whole, by name."""
@@ -64,7 +64,7 @@ class Held:
 
     def slice(self, slot: str, value: Tensor) -> Tensor:
         """What is here of a slot's value for the whole parameter."""
-        own = slot_shape(self.rule, slot, self.local.shape, self.group)
+        own = slot_shape(self.rule, slot, self.local.shape, self.group, self.p.shape)
         if self.shard is None or value.shape == own:
             return value
         return value[self.shard.first :][: own[0]]
@@ -73,10 +73,9 @@ class Held:
         """Its state with each slot's value under its own name, parts as `wrapped` has them."""
         assert self.state is not None
         out = decode_slots(self.state, self.codecs, self.local)
-        for slot in out if self.shard is not None else ():
-            shape = slot_shape(self.rule, slot, self.p.shape, self.group) if slot != "step" else None
-            empty = torch.Size((0, *self.p.shape[1:]))
-            if shape is not None and slot_shape(self.rule, slot, empty, self.group)[:1] == (0,):
+        for slot in [*self.codecs][1:] if self.shard is not None else ():
+            shape = slot_shape(self.rule, slot, self.p.shape, self.group, self.p.shape)
+            if shape[:1] == self.p.shape[:1]:
                 out[slot] = placement.wrap(out[slot], shape, self.p)
         return out
 
@@ -127,10 +126,10 @@ def allocate(
     state: dict[str, Any] = {"step": 0}
     if not p.numel():
         types = {stored_name(s, part): of.dtype for s, c in codecs.items() for part, of in c.parts.items()}
-        shapes = stored_shapes(rule, p.shape, group, codecs)
+        shapes = stored_shapes(rule, p.shape, group, codecs, whole or p.shape)
         return state | {n: torch.zeros(s, dtype=types[n], device=p.device) for n, s in shapes.items()}
-    for name in rule.slots_for(p.shape if whole is None else whole, group):
-        shape = slot_shape(rule, name, p.shape, group)
+    for name in rule.slots_for(whole or p.shape, group):
+        shape = slot_shape(rule, name, p.shape, group, whole or p.shape)
         start = rule.slots[name].init
         value = group[start] if isinstance(start, str) else start
         like: dict[str, Any] = {"dtype": compute_dtype(p), "device": p.device}
@@ -146,17 +145,25 @@ def allocate(
     return state
 
 
-def slot_shape(rule: Rule, slot: str, shape: torch.Size, group: Mapping[str, Any]) -> torch.Size:
-    """A slot's shape for a part of this shape of a parameter."""
-    own = rule.slots[slot].shape
-    return own(shape, group) if own else shape
+def slot_shape(
+    rule: Rule, slot: str, shape: torch.Size, group: Mapping[str, Any], whole: torch.Size
+) -> torch.Size:
+    """A slot's shape for a part of this shape of a parameter: cut as the parameter is, along the first
+    dimension, or the whole's where it has another one (means of columns). The whole decides which."""
+    make = rule.slots[slot].shape
+    own = make(whole, group) if make else whole
+    return torch.Size((*shape[:1], *own[1:])) if own[:1] == whole[:1] else own
 
 
 def stored_shapes(
-    rule: Rule, shape: torch.Size, group: Mapping[str, Any], codecs: Mapping[str, Codec]
+    rule: Rule,
+    shape: torch.Size,
+    group: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    whole: torch.Size,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the state, for a part of this shape of a parameter with these codecs."""
-    values = {s: shape if s == "p" else slot_shape(rule, s, shape, group) for s in codecs}
+    values = {s: shape if s == "p" else slot_shape(rule, s, shape, group, whole) for s in codecs}
     out = {
         stored_name(slot, part): part_shape(of, values[slot])
         for slot, codec in codecs.items()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.codecs import stored_name
-from steepest.contract import AddUp, Codec, Live, Rule, Scope, Shard, SteepestError, expand, names_of_pair
+from steepest.contract import AddUp, Codec, Live, Rule, Shard, SteepestError, expand, names_of_pair
 from steepest.engines import Pending
 from steepest.placements import Placement
 
@@ -139,7 +139,7 @@ class Layout:
             rule, codecs = codecs_of(g, p)
             named = tuple((slot, codec.name) for slot, codec in codecs.items())
             shard = placement.shard(p)
-            add_up = placement.add_up(p) if rule.scope is Scope.TENSOR else None
+            add_up = placement.add_up(p) if shard is not None else None
             over = shard is not None, add_up, placement.wave(place)
             key = g, state[p]["step"], p.device, p.dtype, p.grad.dtype, named, over
             if key not in lots:
