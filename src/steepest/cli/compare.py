@@ -87,13 +87,13 @@ def compare(
         ),
     ] = "local",
     executor_options: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="key=value,... for the executor. ray: address, cpus, gpus, memory_gb. slurm: partition, "
             "time (minutes), cpus, gpus, memory_gb, account, qos, constraint, folder; cluster=local to "
             "try it out."
         ),
-    ] = "",
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     plan: Annotated[bool, typer.Option("--plan", help="Show the plan and its cost, and stop.")] = False,
 ) -> None:
@@ -123,7 +123,7 @@ def compare(
     )
     console = Console(highlight=False)
     try:
-        with Study(question, out, executor(where, executor_options, device)) as study:
+        with Study(question, out, executor(where, executor_options or "", device)) as study:
             with console.status("reading the data, trying the model"):
                 estimate = study.plan()
             _show_plan(console, question, estimate, out)
