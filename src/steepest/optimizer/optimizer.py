@@ -363,25 +363,30 @@ class Optimizer(Stateful):
         """Of every parameter that moved in the last committed step: `grad_norm` (as clipped, before L2
         decay), `update_norm`, `param_norm` after it, and `lost`, the number of elements that should have
         moved and did not because of how the parameter is stored."""
-        if not self.observes:
-            raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
-        self._settle()
-        names = self._names()
-        rows = torch.zeros(len(names), 5, dtype=torch.float64)
-        for members, sums in self._sums:
-            rows[members] = torch.nn.functional.pad(sums.to(rows.device), (0, 1), value=1.0)
-        self.placement.add_rows(rows, self._owned())
-        kinds = ("grad_norm", "update_norm", "param_norm")
+        names, kinds = self._names(), ("grad_norm", "update_norm", "param_norm")
         return {
-            name: {**dict(zip(kinds, map(math.sqrt, squares), strict=True)), "lost": int(lost)}
-            for name, (*squares, lost, moved) in zip(names, rows.tolist(), strict=True)
-            if moved
+            names[i]: {**dict(zip(kinds, map(math.sqrt, squares), strict=True)), "lost": int(lost)}
+            for i, (*squares, lost) in self._told()
         }
 
     def norms(self) -> dict[str, float]:
         """`update_norm` and `param_norm` of all that moved in the last committed step, taken together."""
-        told = self.telemetry().values()
-        return {key: math.hypot(*(row[key] for row in told)) for key in ("update_norm", "param_norm")}
+        rows = [row for _, row in self._told()]
+        kinds = ((1, "update_norm"), (2, "param_norm"))
+        return {key: math.sqrt(math.fsum(row[i] for row in rows)) for i, key in kinds}
+
+    def _told(self) -> list[tuple[int, list[float]]]:
+        """The place of every parameter that moved in the last committed step, and its sums over all ranks."""
+        if not self.observes:
+            raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
+        self._settle()
+        if not self.placement.moves:
+            return [pair for places, sums in self._sums for pair in zip(places, sums.tolist(), strict=True)]
+        rows = torch.zeros(len(self._owned()), 5, dtype=torch.float64)
+        for members, sums in self._sums:
+            rows[members] = torch.nn.functional.pad(sums.to(rows.device), (0, 1), value=1.0)
+        self.placement.add_rows(rows, self._owned())
+        return [(i, sums) for i, (*sums, moved) in enumerate(rows.tolist()) if moved]
 
     def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All state as tensors, keyed "<parameter>/<stored slot>" ("layers.0.weight/m.scale"), and facts that
