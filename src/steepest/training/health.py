@@ -315,7 +315,7 @@ def _staleness(
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     optimizer.placement.add_rows(totals, trained)  # of a tensor that is cut, or another rank's, too
     return {
-        name: moved[name]["grad_norm"] ** 2 / total
+        name: moved[name]["grad_norm"] * moved[name]["grad_norm"] / total
         for name, total in zip(layers, totals.flatten().tolist(), strict=True)
         if name in moved and total > 0
     }
