@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from steepest.optimizer import optimizer
 from steepest.optimizer.verdict import Verdict, decide
 from steepest.training import saved_run
 from steepest.training.checkpoint import assemble, read
-from steepest.training.faults import worker
 from steepest.training.faults.scene import Scene
 
 
@@ -44,7 +42,3 @@ def no_look_at_numbers(scene: Scene) -> None:
 
 def no_look_at_the_config(scene: Scene) -> None:
     vars(saved_run)["changed"] = lambda *given: []
-
-
-def no_lock(scene: Scene) -> None:
-    vars(worker)["lock"] = lambda folder: contextlib.nullcontext()

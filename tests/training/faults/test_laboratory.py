@@ -52,7 +52,7 @@ def test_a_row_says_what_must_happen_and_asks_for_it(number: int) -> None:
 # ---------------------------------------------------------------------- rows that pass
 
 
-@pytest.mark.parametrize("number", [1, 8, 11, 22, 32])
+@pytest.mark.parametrize("number", [1, 8, 11, 22])
 def test_a_row_passes(number: int, lab: Laboratory) -> None:
     result = lab.row(ROWS[number])
     assert result.passed, result.happened
@@ -66,9 +66,8 @@ def test_a_row_passes(number: int, lab: Laboratory) -> None:
     ("number", "protection", "words"),
     [
         (1, disarmed.no_verdict, "did not finish: the run diverged|veto"),
-        (3, disarmed.no_look_at_numbers, "finished, as if nothing were wrong|veto|steps"),
+        (3, disarmed.no_look_at_numbers, "finished, as if nothing were wrong|nobody says"),
         (22, disarmed.no_checksums, "damaged"),
-        (34, disarmed.no_lock, "second run|in use"),
         (40, disarmed.no_look_at_the_config, "finished, as if nothing were wrong"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

@@ -51,7 +51,7 @@ def fail_in_thread(scene: Scene, save: int) -> None:
 
 def no_memory(scene: Scene, save: int) -> None:
     """There is no memory for the copy of a save."""
-    usual = store.stage
+    usual = vars(store)["stage"]
 
     def stage(payload: Any) -> Any:
         if scene.saving == save:

@@ -237,7 +237,8 @@ class Wrapped(nn.Module):
             self.config = model.config
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        return self._modules[self.within](*given, **named)  # type: ignore[misc]
+        model: Any = self._modules[self.within]
+        return model(*given, **named)
 
 
 def wrapped_model(scene: Scene, name: str = "wrapped") -> None:
@@ -250,7 +251,7 @@ def larger_vocabulary(scene: Scene) -> None:
 
     def grow(model: nn.Module) -> nn.Module:
         tables = [m for m in model.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
-        table: Any = next(m for m in tables if m.weight.ndim == 2)  # type: ignore[union-attr]
+        table: Any = next(m for m in tables if m.weight.ndim == 2)
         table.weight = nn.Parameter(torch.cat([table.weight, table.weight[:8]]).detach())
         return model
 

@@ -56,7 +56,7 @@ class Seen:
 
     folder: of the run.  reference: of the undisturbed run; undisturbed: how its processes ended.
     starts: how those of each start have; ends: of the last.  before: digests of the files before it.
-    first, sentence: in which the first start ended, and the last, if they did not finish.
+    sentences: in which each start has ended; empty for one that finished.
     """
 
     folder: Path
@@ -64,8 +64,7 @@ class Seen:
     undisturbed: list[End]
     starts: list[list[End]]
     before: Mapping[str, str]
-    first: str
-    sentence: str
+    sentences: list[str]
     ranks: int
     placement: str
     above: Above
@@ -73,6 +72,10 @@ class Seen:
     @property
     def ends(self) -> list[End]:
         return self.starts[-1]
+
+    @property
+    def sentence(self) -> str:
+        return self.sentences[-1]
 
 
 def small(config: RunConfig, ranks: int, placement: str) -> dict[str, Any]:
@@ -224,8 +227,7 @@ class Laboratory:
             ends = self.crew.run(order, alone=run.alone)
             starts.append(ends)
             sentences.append(judge_end(run, ends))
-        said = sentences[0], sentences[-1]
-        return Seen(folder, reference, undisturbed, starts, before, *said, ranks, placement, self.above)
+        return Seen(folder, reference, undisturbed, starts, before, sentences, ranks, placement, self.above)
 
     def whole(
         self, config: Mapping[str, Any], ranks: int, noise: tuple[Inject, ...] = ()

@@ -48,7 +48,7 @@ def checksums(manifest: Manifest, groups: Collection[str] = ()) -> dict[tuple[st
         for fact in manifest.files.values()
         if not groups or fact.group in groups
         for name, piece in fact.tensors.items()
-        if name.rpartition("/")[2] not in TIMES and math.prod(piece.shape)
+        if name.rpartition("/")[2] not in TIMES and 0 not in piece.shape
     }
 
 
@@ -139,6 +139,10 @@ def alike(seen: Seen) -> str:
 # ---------------------------------------------------------------------- the diary
 
 
+WORDS = ("reason", "why", "changed", "generation")
+"""Where events say what they are about."""
+
+
 class told:
     """The diary has an event of this kind that says something like this; `times`: so many of them.
 
@@ -150,6 +154,10 @@ class told:
         self.kind, self.pattern, self.times = kind, pattern, times
 
     def __call__(self, seen: Seen) -> str:
+        return f"{self.kind}: {self.words(seen)}"
+
+    def words(self, seen: Seen) -> str:
+        """What the first of these events says."""
         events = [line for line in read_journal(seen.folder) if line["kind"] == self.kind]
         said = [str({key: x for key, x in line.items() if key not in ("kind", "time")}) for line in events]
         last = seen.ranks - 1
@@ -160,8 +168,8 @@ class told:
         demand(
             self.times in (None, len(hits)), f"the diary has {len(hits)} of {self.kind!r}, not {self.times}"
         )
-        words = events[said.index(hits[0])]
-        return str(words.get("reason") or words.get("why") or words.get("changed") or self.kind)
+        event = events[said.index(hits[0])]
+        return str(next((event[key] for key in WORDS if event.get(key)), ""))
 
 
 class vetoed:
@@ -172,7 +180,7 @@ class vetoed:
         self.step, self.pattern = step, pattern
 
     def __call__(self, seen: Seen) -> str:
-        why = told("veto", self.pattern)(seen)
+        why = told("veto", self.pattern).words(seen)
         found = manifests(seen.folder)
         before, after = found[self.step - 1], found[self.step]
         _compare(checksums(after, STATE), checksums(before, STATE), f"across step {self.step} a tensor")
@@ -222,7 +230,13 @@ def finished(seen: Seen) -> str:
     steps = [line["step"] for line in read_metrics(seen.folder)]
     demand(STEPS in manifests(seen.folder), "the run has not come to its end")
     demand(steps == list(range(1, STEPS + 1)), f"the metrics have steps {steps}")
-    return f"all ranks ended ({seen.first}), and the run goes on" if seen.first else "all ranks go on"
+    first = seen.sentences[0]
+    return f"all ranks ended ({first}), and the run goes on" if first else "all ranks go on"
+
+
+def all_said(seen: Seen) -> str:
+    """The sentences in which starts have ended."""
+    return "; ".join(f"ended: {words}" for words in seen.sentences if words)
 
 
 def ended(seen: Seen) -> str:
@@ -239,7 +253,7 @@ def unsaved(steps: Collection[int]) -> Any:
         demand(found | set(steps) == set(range(STEPS + 1)), f"only {sorted(found)} were saved")
         left = Store(seen.folder / "checkpoints").leftovers()
         demand(not left, f"left behind: {', '.join(left)}")
-        return f"no save of {', '.join(map(str, sorted(steps)))}, all others"
+        return f"no save of step {', '.join(map(str, sorted(steps)))}, all others" if steps else ""
 
     return look
 

@@ -46,10 +46,10 @@ def write_junit(results: Sequence[Result], path: Path) -> None:
     failures = sum(not result.passed for result in results)
     seconds = sum(result.seconds for result in results)
     counts = {"tests": str(len(results)), "failures": str(failures), "time": f"{seconds:.2f}"}
-    suite = ElementTree.Element("testsuite", name="steepest faults", **counts)
+    suite = ElementTree.Element("testsuite", {"name": "steepest faults", **counts})
     for result in results:
         named = {"name": f"{result.number} {result.fault}", "time": f"{result.seconds:.2f}"}
-        case = ElementTree.SubElement(suite, "testcase", classname="steepest.faults", **named)
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "steepest.faults", **named})
         if not result.passed:
             ElementTree.SubElement(case, "failure", message=result.happened).text = result.must
     write_atomic(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))

@@ -142,7 +142,7 @@ ROWS = (
         31,
         "A rank is killed, stopped, or crashes",
         "The others end by themselves in a sentence that names it; what was saved goes on to the bit.",
-        (Trial(KILLED, (same, alike)),),
+        (Trial(KILLED, (oracles.all_said, same, alike)),),
     ),
     Row(
         32,
@@ -151,7 +151,7 @@ ROWS = (
         (
             Trial(
                 STOPPED,
-                (told("checkpoint", "signal", times=1), same),
+                (oracles.all_said, told("checkpoint", "signal", times=1), same),
             ),
         ),
     ),

@@ -81,7 +81,7 @@ class Scene:
         store: Any = Store
         store.save = saved
 
-    def trainable(self) -> list[tuple[str, nn.Module]]:
+    def trainable(self) -> list[tuple[str, Any]]:
         """Modules that have a trainable weight of their own, by its name."""
         assert self.learner is not None
         found = [(name, module) for name, module in self.learner.model.named_modules() if _weight(module)]

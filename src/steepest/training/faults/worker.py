@@ -146,7 +146,7 @@ def _train(config: RunConfig, folder: Path, world: World, scene: Scene, tell: Ca
         session = Session(config, folder, cache=folder / "cache", tell=tell, log=log, stop=stop, world=world)
         results = session.run()
         if (reason := results[-1].reason) is not None:
-            raise SteepestError(f"the run diverged: {reason}.")
+            raise SteepestError(f"the run diverged: {reason.rstrip('.')}.")
         words = session.words(results[-1])
     world.leave()
     return words
