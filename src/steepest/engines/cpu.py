@@ -38,6 +38,7 @@ _prepass = cache(prepass)
 class Plan:
     """Tensors that one kernel serves. groups: the buckets by number.  columns: stored tensors by name.
     whole: whether these are all of one bucket, in its order.  ordinals: of each group, for the noise.
+    rows: the places of these tensors among those of all buckets, one after another.
     add_up: how sums over these tensors are completed, None where a step asks for none."""
 
     tables: Tables
@@ -46,6 +47,7 @@ class Plan:
     columns: dict[str, list[Tensor]]
     whole: bool
     ordinals: list[Any]
+    rows: Any
     add_up: AddUp | None
 
 
@@ -109,7 +111,8 @@ class Cpu:
             self._plan(buckets)
             self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
             self._signature = signatures
-        sums = [torch.zeros(len(b.params), 4, dtype=torch.float64) if b.telemetry else None for b in buckets]
+        counts = [len(b.params) for b in buckets]
+        sums = np.zeros((sum(counts), 4))
         asking: list[tuple[AddUp, Turns]] = []
         held: list[Sequence[Tensor]] = []
         for plan in self._plans:
@@ -122,11 +125,14 @@ class Cpu:
         rest = [start(part_of(buckets[b], indices), foreach.run) for b, indices in self._rest]
         together([*asking, *(turns for _, own in rest for turns in own)])
         for plan in self._plans:
-            self._report(plan, sums)
+            if plan.tables.kernel.schedule.code.sums:
+                totals = plan.tables.totals()
+                sums[plan.rows, : totals.shape[1]] = totals
+        told = torch.from_numpy(sums).split(counts)
         for (b, indices), (found, _) in zip(self._rest, rest, strict=True):
-            if (own := sums[b]) is not None and found is not None:
-                own[indices] = found
-        return list(sums)
+            if found is not None:
+                told[b][indices] = found
+        return [own if b.telemetry else None for own, b in zip(told, buckets, strict=True)]
 
     def _plan(self, buckets: Sequence[Bucket]) -> None:
         classes, self._rest = classify(buckets, "cpu")
@@ -151,8 +157,10 @@ class Cpu:
         ordinals = [
             np.array([buckets[b].ordinals[i] for c, i in places if c == b], np.uint64) for b in groups
         ]
+        starts = np.cumsum([0, *(len(bucket.params) for bucket in buckets)])
+        rows = np.array([starts[b] + i for b, i in places])
         add_up = buckets[groups[0]].add_up if kernel.schedule.cut else None
-        return Plan(tables, places, groups, columns, whole, ordinals, add_up)
+        return Plan(tables, places, groups, columns, whole, ordinals, rows, add_up)
 
     def _fill(self, plan: Plan, buckets: Sequence[Bucket]) -> Sequence[Tensor]:
         """Say where everything lies that a plan reads in this step, and its numbers. Returns the gradients,
@@ -172,14 +180,6 @@ class Cpu:
                 for name, key in zip(("key0", "key1"), keys, strict=True):
                     tables.facts[own, FACTS.index(name)] = key
         return grads
-
-    def _report(self, plan: Plan, sums: Sequence[Tensor | None]) -> None:
-        """The telemetry of a plan's tensors, to the places of their buckets."""
-        if plan.tables.kernel.schedule.code.sums:
-            # Views: a row of a tensor takes ten times as long to fill.
-            told: list[Any] = [None if own is None else own.numpy() for own in sums]
-            for (b, i), row in zip(plan.places, plan.tables.totals(), strict=True):
-                told[b][i, : len(row)] = row
 
 
 @cache
