@@ -1,5 +1,7 @@
 """Gradients used and let go of inside the backward pass: the numbers of ordinary steps."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -82,7 +84,7 @@ def test_one_pass_clips_by_the_norm_of_the_step_before():
         loss_of(net, step).backward()
         scales.append(release.finish())
     assert scales[0].scale is None
-    for before, now in zip(scales, scales[1:], strict=False):
+    for before, now in itertools.pairwise(scales):
         assert now.scale == pytest.approx(0.01 / (before.norm + 1e-6))
 
 

@@ -103,12 +103,9 @@ def test_a_whole_model_is_cut_as_planned(kind, group):
 
 PARTS = [(1024, 768), (300, 160), (768,), (5, 40, 64), (1, 200)]
 STORED = ["fp32", "int8", "split24/int4"]
-BY_PARTS = pytest.mark.xfail(
-    strict=True, reason="an optimizer asks a part's shape, not the whole's, whether Adafactor has means"
-)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=BY_PARTS if n == "adafactor" else ()) for n in CARDS])
+@pytest.mark.parametrize("name", CARDS)
 def test_an_optimizer_allocates_the_state_that_is_planned(name):
     card = CARDS[name]
     hyper = {**card.rule.defaults(), **card.settings}

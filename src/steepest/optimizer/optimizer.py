@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,8 @@ from steepest.contract import Rule, Shard, SteepestError, expand, unknown
 from steepest.engines import Bucket, Engine, Request, find_engine
 from steepest.optimizer import preview, saved
 from steepest.optimizer.groups import fill
+from steepest.optimizer.observed import Observed
 from steepest.optimizer.routes import Route, route_groups
-from steepest.optimizer.stateful import Stateful
 from steepest.optimizer.step import Layout, Lot, Owed, Settled, expand_there
 from steepest.optimizer.verdict import CLIP_EPS, LOSS_SCALE, NON_FINITE, Judge, Verdict, culprits, decide
 from steepest.placements import Placement
@@ -31,7 +30,7 @@ OPTIONS = (
 """What every rule takes beside its hyperparameters, for the hint at a misspelt name."""
 
 
-class Optimizer(Stateful):
+class Optimizer(Observed):
     """Any rule, or several at once, over any parameters.
 
     Args:
@@ -153,7 +152,7 @@ class Optimizer(Stateful):
         if not verdict.commit:
             self._skip(verdict, self._culprits(grads))
             return loss
-        grads = self.placement.bring(params, grads)
+        grads = list(self.placement.bring(params, grads))
         sums: list[Tensor | None] = []
         for wave in range(self.placement.waves):
             self.placement.arrive(wave)
@@ -267,7 +266,7 @@ class Optimizer(Stateful):
                 "lower the learning rate or look at the data (nothing was changed by these steps)."
             )
 
-    def bucket(self, lot: Lot, grads: Sequence[Any], verdict: Verdict | None) -> Bucket:
+    def bucket(self, lot: Lot, grads: Sequence[Any] | Mapping[int, Any], verdict: Verdict | None) -> Bucket:
         """What an engine is given; without a verdict it finds the scale itself, and reads tensors itself."""
         group, tensors = self.param_groups[lot.group], dict[str, Tensor]()
         hyper = {name: group[name] for name in lot.rule.hyper}
@@ -355,38 +354,6 @@ class Optimizer(Stateful):
                 rows[lot.members[k]] = preview.foresee(oracle, alone, verdict.commit)
         self.placement.add_rows(rows, params)
         return preview.told(rows)
-
-    def _owned(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def telemetry(self) -> dict[str, dict[str, float]]:
-        """Of every parameter that moved in the last committed step: `grad_norm` (as clipped, before L2
-        decay), `update_norm`, `param_norm` after it, and `lost`, the number of elements that should have
-        moved and did not because of how the parameter is stored."""
-        names, kinds = self._names(), ("grad_norm", "update_norm", "param_norm")
-        return {
-            names[i]: {**dict(zip(kinds, map(math.sqrt, squares), strict=True)), "lost": int(lost)}
-            for i, (*squares, lost) in self._told()
-        }
-
-    def norms(self) -> dict[str, float]:
-        """`update_norm` and `param_norm` of all that moved in the last committed step, taken together."""
-        rows = [row for _, row in self._told()]
-        kinds = ((1, "update_norm"), (2, "param_norm"))
-        return {key: math.sqrt(math.fsum(row[i] for row in rows)) for i, key in kinds}
-
-    def _told(self) -> list[tuple[int, list[float]]]:
-        """The place of every parameter that moved in the last committed step, and its sums over all ranks."""
-        if not self.observes:
-            raise SteepestError("there is no telemetry; build the optimizer with telemetry=True.")
-        self._settle()
-        if not self.placement.moves:
-            return [pair for places, sums in self._sums for pair in zip(places, sums.tolist(), strict=True)]
-        rows = torch.zeros(len(self._owned()), 5, dtype=torch.float64)
-        for members, sums in self._sums:
-            rows[members] = torch.nn.functional.pad(sums.to(rows.device), (0, 1), value=1.0)
-        self.placement.add_rows(rows, self._owned())
-        return [(i, sums) for i, (*sums, moved) in enumerate(rows.tolist()) if moved]
 
     def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All state as tensors, keyed "<parameter>/<stored slot>" ("layers.0.weight/m.scale"), and facts that

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steepest.placements.matrices import BATCH
+from steepest.placements.owned import PIECE
 from steepest.placements.release import BUCKET as LOAD
 
-SENT = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "reduce": 1, "all-to-all": 1}
+SENT = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "reduce": 1, "broadcast": 1, "all-to-all": 1}
 """How often each byte of a collective is sent by a rank, but for its own share of 1/ranks.
 
 On a ring, which is optimal for large tensors (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce
@@ -25,8 +26,8 @@ FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 class Move:
     """Collectives of one purpose in a step, over groups of `ranks` ranks.
 
-    bytes: of the tensors that all ranks of a group know afterwards (all-gather, all-reduce) or have known
-    before (reduce-scatter, reduce); of what the busiest rank hands over (all-to-all). All calls together.
+    bytes: of the tensors that all ranks of a group know afterwards (all-gather, all-reduce, broadcast) or
+    knew before (reduce-scatter, reduce); of what the busiest rank hands over (all-to-all). All calls.
     """
 
     what: str
@@ -64,6 +65,18 @@ def loads(shapes: Sequence[Sequence[int]], owners: Sequence[int]) -> int:
             count += 1
             del waiting[owner]
     return count + len(waiting)
+
+
+def spreads(sizes: Sequence[int], owners: Sequence[int]) -> int:
+    """In how many broadcasts parameters of these bytes go out from their owners (`Owned.loads`)."""
+    count, filled = 0, dict[int, int]()
+    for size, owner in sorted(zip(sizes, owners, strict=True), key=lambda pair: -pair[0]):
+        if not size:
+            break
+        if filled.get(owner, PIECE) + size > PIECE:
+            count, filled[owner] = count + 1, 0
+        filled[owner] += size
+    return count
 
 
 def batches(matrices: Sequence[Sequence[int]]) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from steepest.placements.cost import assign, step_cost
 from steepest.placements.placement import Measure, Placement
 from steepest.placements.traffic import Mover, Traffic
 
-PIECE = 2**24
-"""Bytes that an owner hands over at a time."""
+PIECE, FLYING = 2**24, 4
+"""Bytes that an owner hands over in one call, and calls that are under way at a time."""
 
 
 class Owned(Placement):
@@ -80,40 +80,43 @@ class Owned(Placement):
         return dict(sorted((place, own) for part in told for place, own in part.items()))
 
     def publish(self, params: Sequence[Tensor]) -> None:
-        for dtype in dict.fromkeys(p.dtype for p in params):
-            own: list[list[Tensor]] = [[] for _ in range(self.mover.world)]
-            for p in params:
-                if p.dtype == dtype:
-                    own[self._owner[p]].append(p)
-            self._publish(own, dtype)
+        flying: deque[tuple[dist.Work, Tensor, Sequence[Tensor]]] = deque()
+        for owner, load in self.loads(params):
+            own = owner == self.mover.rank
+            parts = [p.detach().view(-1) for p in load]
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts) if own else _room(parts)
+            flying.append((self.mover.spread(flat, owner), flat, () if own else parts))
+            if len(flying) == FLYING:
+                _land(*flying.popleft())
+        while flying:
+            _land(*flying.popleft())
 
-    def _publish(self, own: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
-        """own: each rank's parameters. All hand over as much as the one with the most, piece by piece."""
-        mine, device = own[self.mover.rank], self.mover.device
-        longest = max(sum(p.numel() for p in ps) for ps in own)
-        if not longest:
-            return
-        size = min(longest, PIECE // dtype.itemsize)
-        for start in range(0, longest, size):
-            piece = torch.zeros(size, dtype=dtype, device=device)
-            for flat, first in _overlaps(mine, start, size):
-                piece[first : first + flat.numel()] = flat
-            for rank, got in enumerate(self.mover.collect(piece)):
-                if rank != self.mover.rank:
-                    for flat, first in _overlaps(own[rank], start, size):
-                        flat.copy_(got[first : first + flat.numel()])
+    def loads(self, params: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
+        """What goes out in one call each, with its owner: parameters of one type up to `PIECE` bytes, or a
+        larger one alone, which then is not copied. The largest first, whatever their order."""
+        found: list[tuple[int, list[Tensor]]] = []
+        filling: dict[tuple[int, torch.dtype], tuple[list[Tensor], int]] = {}
+        for p in sorted((p for p in params if p.numel()), key=lambda p: -p.nbytes):
+            key = self._owner[p], p.dtype
+            load, size = filling.get(key, ([], PIECE))
+            if size + p.nbytes > PIECE:
+                load, size = [], 0
+                found.append((key[0], load))
+            load.append(p)
+            filling[key] = load, size + p.nbytes
+        return found
 
     def traffic(self) -> Traffic:
         return self.mover.traffic()
 
 
-def _overlaps(params: Sequence[Tensor], start: int, size: int) -> list[tuple[Tensor, int]]:
-    """Of parameters laid end to end: what lies in a piece, as flat views, and where in the piece each is."""
-    found = []
-    ends = accumulate(p.numel() for p in params)
-    for p, end in zip(params, ends, strict=True):
-        first = end - p.numel()
-        a, b = max(first, start), min(end, start + size)
-        if a < b:
-            found.append((p.detach().view(-1)[a - first : b - first], a - start))
-    return found
+def _room(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].new_empty(sum(part.numel() for part in parts))
+
+
+def _land(work: dist.Work, flat: Tensor, parts: Sequence[Tensor]) -> None:
+    """Wait for a load, and give each parameter what is its own. parts: none at the owner."""
+    work.wait()
+    if len(parts) > 1:
+        for part, got in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+            part.copy_(got)

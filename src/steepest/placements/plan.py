@@ -21,8 +21,8 @@ from torch import Tensor
 from steepest.codecs import codec_bytes, param_codec, slot_codec
 from steepest.contract import Rule, Scope, SteepestError, compute_dtype, expand, unknown
 from steepest.placements.cost import assign, step_cost
-from steepest.placements.moves import Move, batches, buckets, loads
-from steepest.placements.owned import PIECE
+from steepest.placements.moves import Move, batches, buckets, loads, spreads
+from steepest.placements.owned import FLYING, PIECE
 
 NUMBER = 8
 """Bytes of a number of which ranks make sums: float64."""
@@ -164,13 +164,10 @@ def _owned(name: str, model: Model, ranks: int, group: int) -> Plan:
     everything, owned = torch.full((ranks,), sum(sizes)), by_owner(sizes)
     averaged = Move("gradients", "all-reduce", ranks, buckets(sizes), sum(sizes))
     reduced = Move("gradients to their owners", "reduce", ranks, loads(shapes, owners), sum(sizes))
-    most = int(owned.max())
-    piece = max(1, min(most, PIECE))
-    pieces = -(-most // piece)
     moves = _between(
         reduced if name == "zero2" else averaged,
         Move("verdict", "all-reduce", ranks, 1, 3 * NUMBER),
-        Move("parameters from their owners", "all-gather", ranks, pieces, pieces * ranks * piece),
+        Move("parameters from their owners", "broadcast", ranks, spreads(sizes, owners), sum(sizes)),
     )
     return Plan(
         name,
@@ -180,7 +177,7 @@ def _owned(name: str, model: Model, ranks: int, group: int) -> Plan:
         gradients=owned if name == "zero2" else everything,
         state=by_owner(state[shape] for shape in shapes),
         work=by_owner(costs),
-        passing=(ranks + 1) * piece if moves else 0,
+        passing=min(FLYING * PIECE, sum(sizes)) if moves else 0,
         moves=moves,
     )
 

@@ -64,12 +64,12 @@ class Mover:
         if there is not vector:
             vector.copy_(there)
 
-    def collect(self, part: Tensor) -> Tensor:
-        """Everybody's part, (world, length); all parts have the same length."""
-        whole = part.new_empty((self.world, part.numel()))
-        self.count(whole)
-        dist.all_gather(list(whole.unbind()), part, group=self.group)
-        return whole
+    def spread(self, flat: Tensor, owner: int) -> dist.Work:
+        """One rank's values to all, in place."""
+        self.count(flat)
+        work = dist.broadcast(flat, group_src=owner, group=self.group, async_op=True)
+        assert work is not None
+        return work
 
     def exchange(self, flat: Tensor, sent: Sequence[int], got: Sequence[int]) -> Arriving:
         """To every rank its part of a flat tensor, from every rank one; the elements of each, by rank."""
