@@ -18,6 +18,7 @@ import torch
 from session_cases import config, still
 
 from steepest.contract import SteepestError
+from steepest.optimizer import Optimizer
 from steepest.training import Session, Stop, Stopped, catching
 from steepest.training.learner import Learner
 from steepest.training.world import World
@@ -131,6 +132,20 @@ def nan_gradient(patch: pytest.MonkeyPatch, step: int) -> None:
     at(patch, step, happen)
 
 
+def nan_shard(patch: pytest.MonkeyPatch, step: int) -> None:
+    """In what lies here of an exchanged gradient."""
+    original, spoils = Optimizer.step, list[Learner]()
+    at(patch, step, spoils.append)
+
+    def stepping(self: Optimizer, closure: Any = None) -> Any:
+        while spoils:
+            grad: Any = first_parameter(spoils.pop()).grad
+            grad.to_local().view(-1)[0] = torch.nan
+        return original(self, closure)
+
+    patch.setattr(Optimizer, "step", stepping)
+
+
 def nan_loss(patch: pytest.MonkeyPatch, step: int) -> None:
     def happen(learner: Learner) -> None:
         original = learner.objective
@@ -192,7 +207,8 @@ def failing(patch: pytest.MonkeyPatch, step: int) -> None:
 
 
 FAULTS: Mapping[str, Callable[[pytest.MonkeyPatch, int], None]] = {
-    own.__name__: own for own in (nan_gradient, nan_loss, sigterm, flipped, slow, killed, hung, failing)
+    own.__name__: own
+    for own in (nan_gradient, nan_shard, nan_loss, sigterm, flipped, slow, killed, hung, failing)
 }
 
 

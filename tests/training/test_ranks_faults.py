@@ -29,7 +29,7 @@ KEPT = {"every": None, "minutes": None, "background": False}
 CASES: Mapping[str, Mapping[str, Any]] = {
     "gradient": {"changes": RUN, "fault": "nan_gradient"},
     "gradient/owned": {"changes": {**RUN, "placement": "zero1"}, "fault": "nan_gradient"},
-    "gradient/cut": {"changes": {**RUN, "placement": "fsdp"}, "fault": "nan_gradient"},
+    "gradient/cut": {"changes": {**RUN, "placement": "fsdp"}, "fault": "nan_shard"},
     "loss": {"changes": {**RUN, "accumulate": 3}, "fault": "nan_loss"},
     "signal": {"changes": {**RUN, "checkpoint": KEPT}, "fault": "sigterm", "step": 2},
     "signal/again": {"changes": {**RUN, "checkpoint": KEPT}},
@@ -65,7 +65,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_vetoed_on_all(
     assert told[0][name] == told[1][name] and told[0][name]["reason"] is None
     (veto,) = events(folder, name, "veto")
     assert veto["step"] == 2 and veto["culprits"] and "wte" in veto["culprits"][0]
-    if name != "gradient/cut":  # a rank's own gradient is never whole there
+    if name == "gradient/cut":  # a rank's own gradient is never whole there
+        assert veto["culprits"] == ["transformer.wte.weight (rank 1)"]
+    else:
         assert veto["why"] == "non-finite gradient on rank 1"
     assert [line["committed"] for line in read_metrics(folder / name)] == [True, False, True, True]
 
@@ -97,8 +99,8 @@ def test_what_is_continued_is_bitwise_what_was_not_stopped(folder: Path, told: l
 def test_a_copy_that_differs_ends_the_run_and_is_named(folder: Path, told: list[dict[str, Any]]) -> None:
     for own in told:
         assert "its copy of" in own["flipped"]["error"] and "at step 3" in own["flipped"]["error"]
-    (finding,) = events(folder, "flipped", "finding")
-    assert (finding["indicator"], finding["level"]) == ("replicas", "act")
+    (finding,) = [f for f in events(folder, "flipped", "finding") if f["indicator"] == "replicas"]
+    assert finding["level"] == "act"
     assert finding["where"] == "one of ranks 0, 1", "two cannot tell which of them is right"
 
 
@@ -112,7 +114,7 @@ def test_a_slow_rank_is_named_once(folder: Path, told: list[dict[str, Any]]) -> 
     [
         ("killed", "rank 1 is gone"),
         ("hung", "rank 1 did not answer within 4 s"),
-        ("failing", "rank 1 ended: the reward function has divided by zero"),
+        ("failing", "rank 1 ended: step 2: the reward function has divided by zero"),
     ],
 )
 def test_a_rank_that_is_lost_is_named_and_nobody_waits_for_ever(

@@ -53,7 +53,7 @@ def test_a_killed_rank_is_started_again_and_the_run_is_the_one_that_was_not_kill
     assert kinds.count("start") == kinds.count("resume") == 1
     assert done.stdout.count("validation loss") == 1, "only rank 0 speaks"
     assert "continued from gen-00000" in done.stdout
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     again = command(tmp_path, *torchrun, *train, "whole")
     assert again.returncode == 0, again.stdout + again.stderr
     ours, theirs = (Store(tmp_path / name / "checkpoints").load() for name in ("killed", "whole"))

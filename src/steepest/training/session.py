@@ -20,7 +20,7 @@ from steepest.training.fleet import Fleet
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal, Unwritten
 from steepest.training.learner import Learner, Update
-from steepest.training.loop import Place, Stage, train
+from steepest.training.loop import Stage, train
 from steepest.training.metrics import measured
 from steepest.training.parts import parts
 from steepest.training.result import StageResult
@@ -133,9 +133,9 @@ class Session:
         if self.built is None:
             self.built = self.builder.enter(self.index)
             self._border(self.built)
-        built, stage = self.built, self.built.stage
-        stage.place.attempt = self.attempt
-        stage.learner.foresees = built.crossed and stage.place.step == 0
+        built, stage, place = self.built, self.built.stage, self.built.stage.place
+        place.attempt = self.attempt
+        stage.learner.foresees = built.crossed and place.step == 0
         stage.learner.measures = built.health is not None and built.health.due(self.attempt + 1)
         stage.skip = frozenset(self.skip.get(built.source.key, ()))
         result = StageResult(stage.name, built.config.objective_name, built.source.unit, stage.curves)
@@ -143,8 +143,8 @@ class Session:
             result.trained = train(stage, watch=self.watch, after=self._after, between=self._between)
         except Diverged as diverged:
             result.reason = str(diverged)
-            self.journal.event("diverged", self.attempt, reason=str(diverged))
-        place = stage.place
+            self.world.farewell(result.reason)  # perhaps of this rank alone
+            self.journal.event("diverged", self.attempt, reason=result.reason)
         result.steps, result.seconds, result.ended = place.step, place.seconds, place.ended
         self.results.append(result)
         if result.reason is None:
@@ -301,8 +301,8 @@ class Session:
     def save(self, why: str, *, keep: bool = False, wait: bool = False) -> bool:
         """Write a generation, and whether that went well; one that cannot be written is told of, and
         training goes on."""
-        place = self.built.stage.place if self.built else Place()
-        self._saved_at, self._saved_step, self._warned = time.monotonic(), place.step, False
+        step = self.built.stage.place.step if self.built else 0
+        self._saved_at, self._saved_step, self._warned = time.monotonic(), step, False
         wait = wait or not self.config.checkpoint.background
         try:
             curves = [result.curves for result in self.results]
