@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """tests: "path::name", below tests/.  several: the part that needs several processes, and is not here."""
+    """tests: "path::name", below tests/."""
 
     fault: str
     outcome: str
     tests: tuple[str, ...]
-    several: str = ""
 
 
 def of(path: str, *names: str) -> tuple[str, ...]:
@@ -31,20 +30,26 @@ VALIDATION = "optimizer/test_optimizer_validation.py"
 SAVED = "optimizer/test_optimizer_saved.py"
 STATE = "optimizer/test_optimizer_state.py"
 ROUTES = "optimizer/test_optimizer_routes.py"
+RANKS = "training/test_ranks_faults.py"
+LAUNCH = "training/test_ranks_launch.py"
+NUMBERS = "training/test_ranks_numbers.py"
+SHARDS = "engines/test_shards.py"
 
 ROWS: dict[int, Row] = {
     1: Row(
         "NaN in one element of one gradient",
-        "The step is not taken, no bit of parameters, state, rate or guard moves, and the tensor is named.",
+        "No rank takes the step; no bit of parameters, state, rate or guard moves; tensor and rank are "
+        "named.",
         of(SESSION, "nothing_moves_in_a_step_that_is_not_finite")
         + of("optimizer/test_optimizer_transaction.py", "a_non_finite_gradient_moves_not_one_bit")
-        + of("engines/test_prepass.py", "one_bad_element_is_seen_wherever_it_is"),
-        several="all ranks agree on the verdict, and the rank is named",
+        + of("engines/test_prepass.py", "one_bad_element_is_seen_wherever_it_is")
+        + of(RANKS, "a_gradient_that_is_not_finite_on_one_rank_is_vetoed_on_all"),
     ),
     2: Row(
         "The loss is NaN or infinite, its gradients are not",
-        "The same: the step is not taken, and is counted.",
-        of(SESSION, "nothing_moves_in_a_step_that_is_not_finite"),
+        "The same: the step is not taken, and is counted; the rank is named.",
+        of(SESSION, "nothing_moves_in_a_step_that_is_not_finite")
+        + of(RANKS, "a_loss_that_is_not_finite_names_rank_and_micro_batch"),
     ),
     3: Row(
         "NaN in saved moments or weights",
@@ -111,15 +116,14 @@ ROWS: dict[int, Row] = {
             "a_parameter_without_gradient_counts_its_own_steps_as_in_torch",
         )
         + of(GUARD, "adagc_a_tensor_without_gradient_at_first_is_not_held_at_zero"),
-        several="a gradient that only some ranks have",
     ),
     11: Row(
-        "Tensors without dimensions, without elements, of odd sizes",
+        "Tensors without dimensions, without elements, of odd sizes; uneven and empty shards",
         "The numbers of the reference, and stored to the bit.",
         of("engines/test_fused.py", "odd_tensors")
         + of("laws/test_law_engines.py", "engine_equals_the_reference_on_any_shapes")
+        + of(SHARDS, "parts_equal_the_whole")
         + of(STORE, "every_type_and_shape_is_the_same_bit_by_bit"),
-        several="uneven and empty shards",
     ),
     12: Row(
         "Parameters in another order",
@@ -175,7 +179,12 @@ ROWS: dict[int, Row] = {
         of(FAULTS, "a_state_with_something_missing_or_foreign_is_refused")
         + of(STATE, "a_state_that_lost_a_parameter_is_refused"),
     ),
-    18: Row("A run goes on with another number of processes", "", (), several="all of it"),
+    18: Row(
+        "A run goes on with another number of processes",
+        "What was cut is put together and cut anew, its norm compared with the saved one; the numbers are "
+        "the run's, to rounding.",
+        of(LAUNCH, "a_run_of_two_ranks_is_continued_by_one_and_then_by_three"),
+    ),
     19: Row(
         "Killed in the middle of a save",
         "The last whole generation is loaded; what is left of another is told, and removed by the next save. "
@@ -208,15 +217,18 @@ ROWS: dict[int, Row] = {
         + of(STORE, "a_disk_that_lies_is_found_out_by_reading_back"),
     ),
     23: Row(
-        "A file missing, or of another save",
+        "A file missing, of another save, or of another rank",
         "Refused, with all that is wrong listed.",
         of(
             DAMAGE,
             "a_damaged_file_is_refused",
             "a_strangers_file_and_a_linked_generation_are_refused",
             "nothing_good_left_lists_everything",
+        )
+        + of(
+            "training/checkpoint/test_checkpoint_ranks_damage.py",
+            "damage_is_refused_and_the_one_before_loaded",
         ),
-        several="another rank's shard",
     ),
     24: Row(
         "The disk is full, read-only or broken while saving",
@@ -283,7 +295,13 @@ ROWS: dict[int, Row] = {
             FAULTS, "a_clock_that_is_set_back_changes_nothing", "durations_are_of_clocks_that_only_go_forward"
         ),
     ),
-    31: Row("A rank dies or hangs", "", (), several="all of it"),
+    31: Row(
+        "A rank dies or hangs",
+        "The others end in a sentence that names it, within a stated time; what was saved goes on to the "
+        "bit, by itself where restarts are asked for.",
+        of(RANKS, "a_rank_that_is_lost_is_named_and_nobody_waits_for_ever")
+        + of(LAUNCH, "a_killed_rank_is_started_again_and_the_run_is_the_one_that_was_not_killed"),
+    ),
     32: Row(
         "SIGTERM or Ctrl-C, and a second one",
         "Saved once, left, continued to the bit; the second leaves at once, the last generation intact.",
@@ -292,9 +310,19 @@ ROWS: dict[int, Row] = {
             "a_signal_saves_once_and_the_run_goes_on_from_there",
             "a_signal_in_a_stages_last_step_stops_at_the_border",
             "processes_are_stopped_and_killed_and_the_run_is_the_same",
+        )
+        + of(RANKS, "a_signal_to_one_rank_saves_once_and_stops_all"),
+    ),
+    33: Row(
+        "A rank computes something else",
+        "At the next look at the run's health copies are compared; the run stops and names rank and tensor.",
+        of(
+            RANKS,
+            "a_copy_that_differs_ends_the_run_and_is_named",
+            "most_ranks_are_right",
+            "one_flipped_bit_changes_a_checksum",
         ),
     ),
-    33: Row("A rank computes something else", "", (), several="all of it"),
     34: Row(
         "Two runs in one folder",
         "The second gets a sentence with the first one's process; the lock of a dead one is free.",
@@ -325,8 +353,8 @@ ROWS: dict[int, Row] = {
         of(FAULTS, "streams_are_named_and_counted_whatever_else_draws")
         + of("data/test_batches.py", "any_step_in_any_order_is_the_same")
         + of("lab/test_study.py", "the_number_of_workers_changes_no_bit")
-        + of("engines/test_fused.py", "the_number_of_threads_changes_no_bit"),
-        several="another number of ranks",
+        + of("engines/test_fused.py", "the_number_of_threads_changes_no_bit")
+        + of(NUMBERS, "two_ranks_train_what_one_process_does"),
     ),
     38: Row(
         "Data read twice or not at all, after a restart or a rollback",
@@ -381,14 +409,19 @@ ROWS: dict[int, Row] = {
         + of(STATE, "a_newer_format_is_refused"),
     ),
     42: Row(
-        "A tracker that is down, slow or full",
-        "It gets what fits into a bounded queue, the rest is counted; training does not wait.",
+        "A tracker that is down, slow or full; figures of many ranks",
+        "It gets what fits into a bounded queue, the rest is counted; training does not wait. Every figure "
+        "is of all ranks together.",
         of(
             "integrations/test_sinks.py",
             "a_sink_that_hangs_never_holds_training_up",
             "a_sink_that_fails_is_switched_off_with_one_line_and_the_others_go_on",
             "a_sink_that_cannot_be_opened_or_takes_for_ever_is_the_same",
+        )
+        + of(
+            NUMBERS,
+            "three_ranks_whose_parts_are_uneven",
+            "one_rank_writes_the_diaries_and_says_how_many_there_are",
         ),
-        several="figures reduced over all ranks",
     ),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,7 +132,8 @@ def _provoke(
             bar.advance(task)
             _show(bar.console, result)
         lab.close()
-    facts = {"config": own, "nproc": nproc, "placement": placement, "seed": seed}
+    command = shlex.join(["steepest", *sys.argv[1:]])
+    facts = {"command": command, "config": own, "nproc": nproc, "placement": placement, "seed": seed}
     write_json(results, facts, out / "faults.json")
     if junit is not None:
         write_junit(results, junit)

@@ -276,7 +276,8 @@ def judge_end(run: Run, ends: Sequence[End], where: str = "") -> str:
     hit = {i for i in range(len(ends)) for inject in fatal if inject.hits(i, len(ends))}
     if run.either and all(end.kind == "done" for end in ends):
         return ""
-    for i, end in enumerate(ends):
+    # Who had to be killed has nothing to say; who ended first has.
+    for i, end in sorted(enumerate(ends), key=lambda one: one[1].kind == "gone"):
         if end.kind == "crash":
             raise Failed(f"{where}rank {i} broke off without a sentence: {end.words}")
         if end.code < 0 and end.code != -signal.SIGKILL and i not in hit:

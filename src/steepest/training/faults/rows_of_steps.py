@@ -23,12 +23,14 @@ def _hit(fault: Any, rank: int | None = LAST, **how: Any) -> Inject:
     return Inject(partial(fault, **how), rank, fatal=fault in injections.DEADLY)
 
 
+LOST = r"rank [\d, ]*\b{last}\b"
+"""Who has not noticed yet that somebody is gone is easily missed, too."""
 ONE_NAN = _once(_hit(injections.bad_gradient, step=3))
 ONE_RANK_LESS = Scenario(runs=(Run(ranks=1, placement="one"),), still=True)
 KILLED = Scenario(
     runs=(
-        Run(inject=(_hit(injections.die, step=2),), ends="rank {last}", alone=True),
-        Run(inject=(_hit(injections.freeze, step=3),), ends="rank {last}", alone=True),
+        Run(inject=(_hit(injections.die, step=2),), ends=LOST, alone=True),
+        Run(inject=(_hit(injections.freeze, step=3),), ends=LOST, alone=True),
         Run(inject=(_hit(injections.crash, rank=0, step=4),), ends="rank 0", alone=True),
         Run(),
     )
@@ -55,7 +57,8 @@ ROWS = (
     Row(
         1,
         "NaN in one element of one gradient of one rank",
-        "No rank takes the step, no bit of parameters, state, rate or count moves; all is named.",
+        "No rank takes the step; no bit of parameters, state, rate or count moves; tensor and rank are "
+        "named.",
         (Trial(ONE_NAN, (vetoed(3, "rank {blamed}"), oracles.names_tensor, alike)),),
     ),
     Row(

@@ -97,8 +97,6 @@ def work(order: Order, rank: int, port: int) -> None:
     beside = order.notes / f".{rank}.part"
     beside.write_text(json.dumps(asdict(end)))
     beside.replace(order.notes / f"end-{rank}.json")
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Threads of a run that has gone wrong may wait for what never comes.
     os._exit(end.code) if end.kind != "done" else sys.exit(0)
 
