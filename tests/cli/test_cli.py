@@ -87,8 +87,8 @@ COMMANDS = leaves(get_command(app))
 
 
 def test_the_commands_are_these() -> None:
-    names = ["bench step", "compare", "doctor", "kernels show", "optimizers", "plan", "report", "train"]
-    names += [f"checkpoint {verb}" for verb in ("convert", "diff", "show", "verify")]
+    names = ["bench step", "compare", "doctor", "faults run", "kernels show", "optimizers", "plan", "report"]
+    names += ["train", *(f"checkpoint {verb}" for verb in ("convert", "diff", "show", "verify"))]
     assert sorted(COMMANDS) == sorted(names)
 
 
