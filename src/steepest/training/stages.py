@@ -17,7 +17,7 @@ from steepest.contract import SteepestError
 from steepest.data import seed_for
 from steepest.models import RewardModel, ValuedModel, build_model, compile_model, recompute
 from steepest.objectives import OBJECTIVES, Objective, get_objective
-from steepest.optimizer import Optimizer, carry
+from steepest.optimizer import Carried, Optimizer, carry
 from steepest.placements import Offloaded, Placed, Placement, find_placement, place
 from steepest.training.check import check_plan
 from steepest.training.config import RunConfig
@@ -159,15 +159,30 @@ class Builder:
 
     def enter(self, index: int) -> Built:
         """The stage, ready for its first step: the optimizer's state has crossed the border."""
-        built = self._build(index)
         stage = self.plan[index]
+        goes_on = self.previous is not None and not is_apart(stage)
+        # State is converted by numbers of whole tensors, which are all here until the model is cut.
+        early = goes_on and self.world.size > 1 and self.config.placement in CUT
+        early &= not _looks_ahead(stage.moments)  # that asks for gradients, which only the placed model has
+        whole, carried = self._carry(index) if early else (None, None)
+        built = self._build(index)
         built.stage.place.position = self.positions.get(built.source.key, 0)
         built.source.prepare(built.model)
-        if self.previous is not None and not is_apart(stage):
+        if whole is not None:
+            built.optimizer.import_state(*whole.export_state())
+        elif goes_on:
             with self._first_gradients(built):
-                carried = carry(self.previous, built.optimizer, stage.moments or self._usual(index))
+                _, carried = self._carry(index, built.optimizer)
+        if carried is not None:
             built.carried, built.words = carried.to_json(), str(carried)
         return built
+
+    def _carry(self, index: int, into: Optimizer | None = None) -> tuple[Optimizer, Carried]:
+        """Take the state of the stage before over, into an optimizer of this one."""
+        stage = self.plan[index]
+        into = into or build_optimizer(stage, self._model(index))
+        assert self.previous is not None
+        return into, carry(self.previous, into, stage.moments or self._usual(index))
 
     def _usual(self, index: int) -> str:
         """The moment policy where none is stated."""
