@@ -247,12 +247,15 @@ def wrapped_model(scene: Scene, name: str = "wrapped") -> None:
 
 
 def larger_vocabulary(scene: Scene) -> None:
-    """The first table of the model has more rows."""
+    """The first table of the model has more rows, wherever it is used."""
 
     def grow(model: nn.Module) -> nn.Module:
-        tables = [m for m in model.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
-        table: Any = next(m for m in tables if m.weight.ndim == 2)
-        table.weight = nn.Parameter(torch.cat([table.weight, table.weight[:8]]).detach())
+        table = next(p for p in model.parameters() if p.ndim == 2)
+        grown = nn.Parameter(torch.cat([table, table[:8]]).detach())
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                if p is table:
+                    setattr(module, name, grown)
         return model
 
     _another_model(grow)

@@ -118,7 +118,7 @@ ROWS = (
         "State missing for some parameters, or of parameters that are not there",
         "Refused with the name.",
         (
-            _refused(r"\w+\.\w+", _edit(tampering.lost_slot)),
+            _refused("the saved state holds", _edit(tampering.lost_slot)),
             _refused("elsewhere.weight", _edit(tampering.foreign_slot)),
         ),
     ),

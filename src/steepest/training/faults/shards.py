@@ -31,8 +31,10 @@ def odd_tensors(bench: Bench, world: World) -> str:
     whole = _stepped(bench, lambda params: (params, None))
     for name, place in (("owned whole (ZeRO)", _owned), ("cut by rows (FSDP2)", _cut)):
         for shape, one, other in zip(SHAPES, whole, _stepped(bench, place), strict=True):
-            gap = float((one - other).abs().max()) if one.numel() else 0.0
-            limit = 0.0 if rule.scope is Scope.ELEMENT else BOUND * float(one.abs().max() or 1.0)
+            if not one.numel():
+                continue
+            gap = float((one - other).abs().max())
+            limit = 0.0 if rule.scope is Scope.ELEMENT else BOUND * float(one.abs().max())
             demand(gap <= limit, f"a tensor of shape {shape}, {name}, is {gap:g} away from one process")
     exact = "to the bit" if rule.scope is Scope.ELEMENT else f"within {BOUND:g}"
     return f"{len(SHAPES)} odd shapes over {world.size} ranks are those of one process {exact}"
