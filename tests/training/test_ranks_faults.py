@@ -171,3 +171,11 @@ def test_a_placement_without_ranks_is_one_process(tmp_path: Path) -> None:
     finished(tmp_path / "fsdp", {**changes, "placement": "fsdp"})
     ours, theirs = (read_metrics(tmp_path / name) for name in ("one", "fsdp"))
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+def test_state_on_the_host_changes_no_number(tmp_path: Path) -> None:
+    changes = {**RUN, "placement": "one"}
+    finished(tmp_path / "here", changes)
+    finished(tmp_path / "host", {**changes, "offload": True})
+    ours, theirs = (read_metrics(tmp_path / name) for name in ("here", "host"))
+    assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]

@@ -33,7 +33,11 @@ def test_two_identical_stages_are_one(changes: dict[str, Any], tmp_path: Path) -
     finished(tmp_path / "two", {**once, "stages": halves})
     one, two = generations(tmp_path / "one"), generations(tmp_path / "two")
     for step in range(7):
-        assert one[step]["tensors"] == two[step]["tensors"], f"step {step}"
+        ours, theirs = (
+            {key: own for key, own in found[step]["tensors"].items() if key[0] != "curves"}
+            for found in (one, two)
+        )
+        assert ours == theirs and ours, f"step {step}"
     assert sum("optimizer" in key for key in one[5]["tensors"]) > 20
     for step in (2, 5):
         rates = [have[step]["facts"]["built"]["optimizer"]["parameters"] for have in (one, two)]
