@@ -172,7 +172,7 @@ def _far(held, whole):
     if all(torch.equal(ours, theirs) for ours, theirs in pairs):
         return 0.0
     mine, theirs = _values(held), _values(whole)
-    steps = {slot: codec.step for slot, codec in held.codecs.items() if slot in mine}
+    steps = {slot: codec.step for slot, codec in held.codecs.items()}
     steps["p"] = 2.0**-8 if held.codecs["p"].lossy and len(held.codecs["p"].parts) == 1 else 2.0**-16
     # Where a sum differs in its last digits, a value may be rounded to the other side, by one code; and then
     # the next updates differ by as much of themselves.
@@ -184,13 +184,17 @@ def _far(held, whole):
         expected = part(theirs[slot], start, ours).double()
         if ours.numel():
             far = (ours.double() - expected).abs().max() / theirs[slot].double().abs().max().clamp(min=1e-3)
-            worst = max(worst, float(far) / limits[slot])
+            worst = max(worst, float(far) / limits[slot.partition(".")[0]])
     return worst
 
 
 def _values(held):
-    """The values of a parameter and of its slots, decoded."""
-    out = {} if held.state is None else decode_slots(held.state, held.codecs, held.local)
+    """The values of a parameter and of its slots, decoded; of factored ones the means, which make a value
+    only where all of them are."""
+    means = {slot for slot, codec in held.codecs.items() if codec.name == "factored"}
+    codecs = {slot: codec for slot, codec in held.codecs.items() if slot not in means}
+    out = {} if held.state is None else decode_slots(held.state, codecs, held.local)
+    out |= {name: x for name, x in (held.state or {}).items() if name.partition(".")[0] in means}
     out.pop("step", None)
     codec, stored = held.codecs["p"], {"p": held.local.detach(), **(held.state or {})}
     parts = {stored_name("p", part): of for part, of in codec.parts.items()}

@@ -55,9 +55,7 @@ def test_what_a_newer_version_has_saved_is_refused(tmp_path: Path) -> None:
     found = store.load()
     facts = {"version": VERSION + 1, "config": found.facts["config"]}
     store.save(Payload(tensors=found.tensors, facts=facts), step=found.step, wait=True)
-    with pytest.raises(
-        SteepestError, match=rf"newer steepest \(version {VERSION + 1} .*; update steepest"
-    ):
+    with pytest.raises(SteepestError, match=rf"newer steepest \(version {VERSION + 1} .*; update steepest"):
         resumed(folder)
 
 

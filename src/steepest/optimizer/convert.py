@@ -10,7 +10,7 @@ from torch import Tensor
 from steepest.codecs import decode, stored_name, unpack
 from steepest.contract import SteepestError, compute_dtype
 from steepest.ops import mean_to
-from steepest.optimizer.state import Held, decode_slots, encode_slot, slot_shape
+from steepest.optimizer.state import Held, encode_slot, slot_shape
 from steepest.rules.adafactor import root_product
 
 Notes: TypeAlias = dict[str, str]
@@ -125,8 +125,7 @@ def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tu
 
 
 def _values(held: Held) -> dict[str, Tensor]:
-    assert held.state is not None
-    decoded = decode_slots(held.state, held.codecs, held.local)
+    decoded = held.values()
     del decoded["step"]
     return decoded
 

@@ -69,10 +69,20 @@ class Held:
             return value
         return value[self.shard.first :][: own[0]]
 
-    def decoded(self, placement: Placement) -> dict[str, Any]:
-        """Its state with each slot's value under its own name, parts as `wrapped` has them."""
+    def values(self) -> dict[str, Any]:
+        """Its state with each slot's value under its own name, of what is here."""
         assert self.state is not None
-        out = decode_slots(self.state, self.codecs, self.local)
+        means = [slot for slot, codec in self.codecs.items() if codec.name == "factored"]
+        if self.shard is not None and means:
+            raise SteepestError(
+                f"{self.name} is cut over ranks and its {means[0]} is kept as means, which make a value only "
+                "where all of them are; do this on one process, from a generation."
+            )
+        return decode_slots(self.state, self.codecs, self.local)
+
+    def decoded(self, placement: Placement) -> dict[str, Any]:
+        """`values`, parts as `wrapped` has them."""
+        out = self.values()
         for slot in [*self.codecs][1:] if self.shard is not None else ():
             shape = slot_shape(self.rule, slot, self.p.shape, self.group, self.p.shape)
             if shape[:1] == self.p.shape[:1]:

@@ -266,3 +266,11 @@ class Recovery:
     def load(self, state: Mapping[str, Any]) -> None:
         self.spike, self.before, self.left = state["spike"], state["before"], state["left"]
         self.average.load(state["average"])
+
+
+class RollBack(Exception):
+    """Go back to before this step, and do not read the data up to this position again."""
+
+    def __init__(self, position: int, spike: int) -> None:
+        super().__init__()
+        self.position, self.spike = position, spike

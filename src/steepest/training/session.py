@@ -17,6 +17,7 @@ from steepest.training.checkpoint import Loaded, Payload, Ranks, Store
 from steepest.training.config import RunConfig, save_config
 from steepest.training.curve import Diverged, Progress
 from steepest.training.fleet import Fleet
+from steepest.training.guard import RollBack
 from steepest.training.indicators import Finding
 from steepest.training.journal import Journal, Unwritten
 from steepest.training.learner import Learner, Update
@@ -61,7 +62,9 @@ class Session:
         # The newest generation may hold what makes the next loss a spike; the one before it does not.
         keep = max(config.checkpoint.keep, 2) if rolls else config.checkpoint.keep
         ranks = Ranks(world.rank, world.size, world.share(uuid.uuid4().hex))
-        self.store = Store(folder / "checkpoints", keep=keep, patience=config.timeout, ranks=ranks)
+        # Ranks that wait for a store in turn must not be taken for dead by the others.
+        patience = config.timeout if world.size == 1 else config.timeout / 8
+        self.store = Store(folder / "checkpoints", keep=keep, patience=patience, ranks=ranks)
         self.journal = Journal(folder) if world.first else Unwritten(folder)
         self.watch, self.tell, self.notice, self.log = watch, tell, notice, log
         if not world.first:
@@ -96,7 +99,7 @@ class Session:
                 while self.index < len(self.plan):
                     try:
                         self._train_stage()
-                    except _RollBack as asked:
+                    except RollBack as asked:
                         self._roll_back(asked)
                     if self.results and self.results[-1].reason is not None:
                         break
@@ -122,7 +125,7 @@ class Session:
                 f"{found.generation} holds numbers that are not finite in {', '.join(bad[:3])}; "
                 "go back to an earlier generation (`steepest checkpoint verify` lists them)."
             )
-        self.restore(found)
+        self.world.all(lambda: self.restore(found))
         self._save_config()
         self.journal.trim(self.attempt)
         self.journal.event("resume", self.attempt, generation=found.generation, **here)
@@ -227,7 +230,7 @@ class Session:
             self.tell(words)
         self.fleet.check()
         if guard is not None and guard.rollback is not None:
-            raise _RollBack(stage.place.position, guard.rollback.spike)
+            raise RollBack(stage.place.position, guard.rollback.spike)
 
     def _tell_veto(self, update: Update) -> None:
         """A step was not taken; nothing has moved but the position in the data."""
@@ -305,6 +308,8 @@ class Session:
         self._saved_at, self._saved_step, self._warned = time.monotonic(), step, False
         wait = wait or not self.config.checkpoint.background
         try:
+            if self.world.size > 1 and not wait and self.world.most([self.store.late()])[0]:
+                raise SteepestError("the one before it is not written yet: the storage hangs.")
             curves = [result.curves for result in self.results]
             curves += [self.built.stage.curves] if self.built else []
             tensors = self.builder.tensors(self.built)
@@ -369,7 +374,7 @@ class Session:
             self.built.stage.curves = curves[-1]
         self._saved_step = self.built.stage.place.step if self.built else 0
 
-    def _roll_back(self, asked: _RollBack) -> None:
+    def _roll_back(self, asked: RollBack) -> None:
         """Back to the last good generation of this stage; what has been read since is not read again."""
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
@@ -410,11 +415,3 @@ class Session:
 
 def _unheard(*_: Any) -> None:
     """What ranks other than the first have to say beside training."""
-
-
-class _RollBack(Exception):
-    """Go back to before this step, and do not read the data up to this position again."""
-
-    def __init__(self, position: int, spike: int) -> None:
-        super().__init__()
-        self.position, self.spike = position, spike

@@ -280,7 +280,9 @@ class Builder:
             return model, None
         kind, world = self.config.placement, self.world
         shard = world.local_size if kind == "hybrid" else None  # copies are on other machines
-        placed = place(model, kind, device=self.context.device.type, shard=shard)
+        # Some rows may leave a parameter out; and DistributedDataParallel then keeps its buckets as they are,
+        # so that a run that is continued adds up in the same order.
+        placed = place(model, kind, device=self.context.device.type, shard=shard, unused=True)
         if placed.model is not model and hasattr(model, "config"):
             placed.model.config = model.config  # objectives ask the model that they call
         return model, placed

@@ -144,6 +144,19 @@ class World:
             raise SteepestError(why)
         return found
 
+    def all(self, function: Callable[[], T]) -> T:
+        """What the function returns here; where it raises a SteepestError on any rank, all raise it."""
+        found, why = None, ""
+        try:
+            found = function()
+        except SteepestError as error:
+            if self.size == 1:
+                raise
+            why = str(error)
+        if bad := [said for said in self.gather(why) if said]:
+            raise SteepestError(bad[0])
+        return found  # type: ignore[return-value]
+
     def barrier(self, what: str) -> None:
         """Wait until everybody is here. what: they wait for, as in "waiting for the checkpoint"."""
         self._reduced([0.0], "SUM", what)

@@ -207,6 +207,10 @@ class Store:
         """Seconds after which a save hangs. One that waits for other ranks in vain says so itself, before."""
         return self.patience if self.ranks is None else 4 * self.patience
 
+    def late(self) -> bool:
+        """Whether a save still goes on after `patience` seconds more."""
+        return self._last is not None and not self._last.wait(self.patience)
+
     def _settle(self) -> None:
         """Wait until no save goes on; raises if it hangs, and leaves its failure to be heard of."""
         if self._last is not None and not self._last.wait(self._limit):
