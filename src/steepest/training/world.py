@@ -60,6 +60,8 @@ class World:
             backend = "cpu:gloo,cuda:nccl"  # words and verdicts go by the host
         try:
             store, rank, size = next(iter(dist.rendezvous("env://", timeout=wait)))
+            # A launcher that starts ranks again may keep its store, with the addresses of those who died.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             ours = dist.PrefixStore("ranks", store)
             dist.init_process_group(backend, store=ours, rank=rank, world_size=size, timeout=wait)
         except (RuntimeError, ValueError) as error:
