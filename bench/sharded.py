@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -87,11 +86,18 @@ def peak(rank: int, folder: str, name: str, who: str) -> None:
     """MiB of a process's peak over what it had before its optimizer was made."""
     _start(rank, folder)
     model = model_of(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = _resident("VmHWM")
     made = build(who, model)
     for _ in range(3):
         made.step()
-    _finish(rank, folder, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    _finish(rank, folder, (_resident("VmHWM") - before) / 1024)
+
+
+def _resident(what: str) -> int:
+    """KiB of this process, by the name that Linux gives them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def _start(rank: int, folder: str) -> None:
