@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -44,14 +45,20 @@ def test_the_tables_are_those_of_the_committed_figures(placements):
 
 def test_the_examples_run(placements):
     blocks = re.findall(r"```python\n(.*?)```", placements.PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         for code in blocks:
             model = build_model("tiny", vocab_size=64, context=8, seed=0)
-            own = {"model": model, "steepest": steepest, "fully_shard": fully_shard}
-            space = {**own, "DistributedDataParallel": DistributedDataParallel}
+            ids = torch.arange(8).view(1, 8)
+            optimizer = steepest.AdamW(model.parameters(), lr=1e-3)
+            own = {"model": model, "steepest": steepest, "fully_shard": fully_shard, "optimizer": optimizer}
+            loss = model(input_ids=ids, labels=ids).loss
+            space = {**own, "DistributedDataParallel": DistributedDataParallel, "loss": loss}
             exec(code, space)
-            assert 0 < space["opt"].state_bytes() < 8 * sum(p.numel() for p in model.parameters())
+            if "opt" in space:
+                assert 0 < space["opt"].state_bytes() <= 8 * sum(p.numel() for p in model.parameters())
+            else:
+                assert optimizer.committed == 1 and all(p.grad is None for p in model.parameters())
     finally:
         dist.destroy_process_group()
