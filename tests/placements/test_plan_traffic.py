@@ -29,7 +29,7 @@ TORCHS = {"parameters", "gradients", "gradients, between copies"}
 
 
 LIMITS = {"owned.PIECE": 2**14, "release.BUCKET": 2**12, "matrices.BATCH": 2**14}
-PLANNED = {"moves.PIECE": 2**14, "moves.LOAD": 2**12, "moves.BATCH": 2**14}
+PLANNED = {"owned.PIECE": 2**14, "moves.LOAD": 2**12, "matrices.BATCH": 2**14}
 """So small that a tiny model travels in many pieces, on ranks and in their plan."""
 
 

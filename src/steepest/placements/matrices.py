@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -112,16 +113,18 @@ class Matrices:
                         first += parts[i].numel()
 
 
-def _batches(cuts: Sequence[Cut]) -> Iterator[list[int]]:
-    """Places of matrices that travel together: of one type, and one shape after another."""
-    order = sorted(range(len(cuts)), key=lambda i: (str(cuts[i].p.dtype), tuple(cuts[i].p.shape)))
-    batch: list[int] = []
+def batches(kinds: Sequence[tuple[str, tuple[int, ...]]]) -> list[list[int]]:
+    """Places of matrices that travel together: of one type, and one shape after another. kinds: of each."""
+    found: list[list[int]] = []
     filled = 0
-    for i in order:
-        if batch and (filled > BATCH or cuts[i].p.dtype != cuts[batch[0]].p.dtype):
-            yield batch
-            batch, filled = [], 0
-        batch.append(i)
-        filled += cuts[i].p.numel()
-    if batch:
-        yield batch
+    for i in sorted(range(len(kinds)), key=lambda i: kinds[i]):
+        if not found or filled > BATCH or kinds[i][0] != kinds[found[-1][0]][0]:
+            found.append([])
+            filled = 0
+        found[-1].append(i)
+        filled += math.prod(kinds[i][1])
+    return found
+
+
+def _batches(cuts: Sequence[Cut]) -> list[list[int]]:
+    return batches([(str(cut.p.dtype), tuple(cut.p.shape)) for cut in cuts])

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steepest.placements.matrices import BATCH
-from steepest.placements.owned import PIECE
 from steepest.placements.release import BUCKET as LOAD
 
 SENT = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "reduce": 1, "broadcast": 1, "all-to-all": 1}
@@ -65,25 +63,3 @@ def loads(shapes: Sequence[Sequence[int]], owners: Sequence[int]) -> int:
             count += 1
             del waiting[owner]
     return count + len(waiting)
-
-
-def spreads(sizes: Sequence[int], owners: Sequence[int]) -> int:
-    """In how many broadcasts parameters of these bytes go out from their owners (`Owned.loads`)."""
-    count, filled = 0, dict[int, int]()
-    for size, owner in sorted(zip(sizes, owners, strict=True), key=lambda pair: -pair[0]):
-        if not size:
-            break
-        if filled.get(owner, PIECE) + size > PIECE:
-            count, filled[owner] = count + 1, 0
-        filled[owner] += size
-    return count
-
-
-def batches(matrices: Sequence[Sequence[int]]) -> int:
-    """In how many batches matrices of these shapes and one type travel to or from their owners."""
-    count, filled = 0, 0
-    for size in (math.prod(shape) for shape in sorted(map(tuple, matrices))):
-        if not count or filled > BATCH:
-            count, filled = count + 1, 0
-        filled += size
-    return count

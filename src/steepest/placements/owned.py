@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -94,20 +94,27 @@ class Owned(Placement):
     def loads(self, params: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
         """What goes out in one call each, with its owner: parameters of one type up to `PIECE` bytes, or a
         larger one alone, which then is not copied. The largest first, whatever their order."""
-        found: list[tuple[int, list[Tensor]]] = []
-        filling: dict[tuple[int, torch.dtype], tuple[list[Tensor], int]] = {}
-        for p in sorted((p for p in params if p.numel()), key=lambda p: -p.nbytes):
-            key = self._owner[p], p.dtype
-            load, size = filling.get(key, ([], PIECE))
-            if size + p.nbytes > PIECE:
-                load, size = [], 0
-                found.append((key[0], load))
-            load.append(p)
-            filling[key] = load, size + p.nbytes
-        return found
+        keys = [(self._owner[p], p.dtype) for p in params]
+        loads = packed([p.nbytes for p in params], keys)
+        return [(keys[load[0]][0], [params[i] for i in load]) for load in loads]
 
     def traffic(self) -> Traffic:
         return self.mover.traffic()
+
+
+def packed(sizes: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:
+    """Places of parameters of these bytes that go out together: of one key, up to `PIECE`, or one alone. What
+    has no bytes stays."""
+    found: list[list[int]] = []
+    filling: dict[Hashable, tuple[list[int], int]] = {}
+    for i in sorted((i for i, size in enumerate(sizes) if size), key=lambda i: -sizes[i]):
+        load, filled = filling.get(keys[i], ([], PIECE))
+        if filled + sizes[i] > PIECE:
+            load, filled = [], 0
+            found.append(load)
+        load.append(i)
+        filling[keys[i]] = load, filled + sizes[i]
+    return found
 
 
 def _room(parts: Sequence[Tensor]) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor
 from steepest.codecs import codec_bytes, param_codec, slot_codec
 from steepest.contract import Rule, Scope, SteepestError, compute_dtype, expand, unknown
 from steepest.placements.cost import assign, step_cost
-from steepest.placements.moves import Move, batches, buckets, loads, spreads
-from steepest.placements.owned import FLYING, PIECE
+from steepest.placements.matrices import batches
+from steepest.placements.moves import Move, buckets, loads
+from steepest.placements.owned import FLYING, PIECE, packed
 
 NUMBER = 8
 """Bytes of a number of which ranks make sums: float64."""
@@ -167,7 +168,7 @@ def _owned(name: str, model: Model, ranks: int, group: int) -> Plan:
     moves = _between(
         reduced if name == "zero2" else averaged,
         Move("verdict", "all-reduce", ranks, 1, 3 * NUMBER),
-        Move("parameters from their owners", "broadcast", ranks, spreads(sizes, owners), sum(sizes)),
+        Move("parameters from their owners", "broadcast", ranks, len(packed(sizes, owners)), sum(sizes)),
     )
     return Plan(
         name,
@@ -202,7 +203,7 @@ def _cut(name: str, model: Model, ranks: int, group: int) -> Plan:
     padded = [sum(model.bytes(_chunk(shape, group) for shape in unit)) for unit in model.units]
     whole = [group * size for size in padded]
     rest, blocks = whole[0], [*sorted(whole[1:], reverse=True), 0, 0]
-    used, calls = sum(size > 0 for size in whole), batches(matrices)
+    used, calls = sum(size > 0 for size in whole), len(batches([("", tuple(shape)) for shape in matrices]))
     sent = sum(model.bytes(_chunk(shape, group) for shape in matrices))
     moves = _between(
         # The rest stays whole from forward to backward; blocks are put together for each of the two.
