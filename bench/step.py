@@ -1,6 +1,7 @@
 """One step of every optimizer against every peer's, and the tables of docs/performance.md.
 
     python bench/step.py --out bench/results/step.json     # measure, then write the page
+    python bench/step.py --update -r lars -c fp32,int8     # these cases anew, the others as they were
     python bench/step.py --page bench/results/step.json    # only the page
 
 Every further option is one of `steepest bench step`. How it is measured: docs/benchmarks.md.
@@ -13,8 +14,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from steepest.lab.bench import page
+from steepest.lab.bench import page, updated
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -25,15 +27,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--update", action="store_true")
     arguments, further = parser.parse_known_args()
     if arguments.page is None:
-        command = "import sys; from steepest.cli import main; sys.argv[0] = 'steepest'; main()"
-        subprocess.run(
-            [sys.executable, "-c", command, "bench", "step", "--out", str(arguments.out), *further],
-            check=True,
-        )
+        _measure(arguments.out, arguments.update, further)
     source = arguments.page or arguments.out
     PAGE.write_text(page(json.loads(source.read_text()), PAGE.read_text()))
+
+
+def _measure(out: Path, update: bool, further: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        new = Path(folder) / out.name if update else out
+        command = "import sys; from steepest.cli import main; sys.argv[0] = 'steepest'; main()"
+        line = [sys.executable, "-c", command, "bench", "step", "--out", str(new), *further]
+        subprocess.run(line, check=True)
+        if update:
+            both = updated(json.loads(out.read_text()), json.loads(new.read_text()))
+            out.write_text(json.dumps(both, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,15 @@ def test_two_threads_step_two_optimizers():
         torch.testing.assert_close(p, q)
 
 
+def test_one_thread_does_the_work_of_those_that_do_not_come(monkeypatch):
+    """As a nested or limited OpenMP may give fewer threads than were asked for."""
+    monkeypatch.setattr(tables, "threads_for", lambda shares: min(3, shares))
+    monkeypatch.setattr(
+        tables, "run_on_all_cores", lambda f, given, threads: launch.run_on_all_cores(f, given, 1)
+    )
+    compare(lambda own, engine: steepest.LAMB(own, engine=engine), [torch.randn(500, 300), torch.randn(9)])
+
+
 def test_threads_of_python_serve_where_openmp_is_not(monkeypatch):
     monkeypatch.setattr(launch, "_team", lambda process: launch._threads())
     compare(lambda own, engine: steepest.LAMB(own, engine=engine), [torch.randn(500, 300), torch.randn(9)])

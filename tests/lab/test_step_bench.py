@@ -24,13 +24,14 @@ from steepest.lab.bench import (
     plan_cases,
     tables,
     traffic,
+    updated,
 )
 from steepest.lab.bench import field as room
 from steepest.lab.bench.fresh import Job, attempt, first_steps, peak_memory
 from steepest.lab.bench.peers import Peer, peers_of
-from steepest.lab.bench.race import FEWEST, QUICK_FEWEST, Racer, race
+from steepest.lab.bench.race import FEWEST, QUICK_FEWEST, Racer, race, ratio
 from steepest.lab.bench.shapes import shapes_of
-from steepest.lab.bench.tables import bandwidth, bound, missing
+from steepest.lab.bench.tables import missing, share
 from steepest.lab.bench.traffic import AGAIN, state_bytes
 from steepest.models import presets
 from steepest.rules import CARDS, RULES
@@ -260,8 +261,9 @@ def test_a_record_holds_every_round_and_its_own_bound(record: dict[str, Any]) ->
         assert len(by_name[key]["ms"]) == 3, key
     assert by_name["step", "step"]["engine"] == "foreach"
     probe = by_name["a += b", "probe"]
-    assert bandwidth(adamw) == pytest.approx(12 * 131_904 / probe["median_ms"] / 1e6)
-    assert bound(adamw) == pytest.approx(28 / 12 * probe["median_ms"])
+    update = by_name["update", "update"]
+    shares = sorted(28 / 12 * a / b for a, b in zip(probe["ms"], update["ms"], strict=True))
+    assert probe["bytes"] == 12 * 131_904 and share(adamw, update) == pytest.approx(shares[1])
     assert {"cpu", "threads", "device"} <= set(record["machine"]) and "torch" in record["versions"]
 
 
@@ -326,6 +328,7 @@ def timed(name: str, by: str, group: str, ms: float, **facts: Any) -> dict[str, 
         "by": by,
         "group": group,
         "ms": [ms, least],
+        "turns": [0, 1],
         "median_ms": ms,
         "min_ms": least,
         **facts,
@@ -356,7 +359,8 @@ def fixture() -> dict[str, Any]:
     refused = {**common, "name": "AdamW bf16_rn", "title": "AdamW", "storage": "bf16_rn", "racers": [],
                "error": "refused: slot v."}  # fmt: skip
     return {
-        "model": "tiny", "tensors": 2, "parameters": 1_000_000, "date": "2026-01-02", "rounds": 5,
+        "format": 1, "model": "tiny", "tensors": 2, "parameters": 1_000_000, "date": "2026-01-02",
+        "rounds": 5,
         "machine": {"cpu": "A CPU", "threads": 2, "device": "cpu"}, "versions": {"torch": "2.13"},
         "cases": [plain, packed, small, refused],
         "first_step": [{"name": "AdamW", "cold_s": 1.5, "warm_s": 0.25}],
@@ -378,6 +382,31 @@ def fixture() -> dict[str, Any]:
 )
 def test_the_tables_say(row: str) -> None:
     assert row in tables(fixture()).splitlines()
+
+
+def test_a_ratio_is_of_rounds_that_both_took_part_in() -> None:
+    """Memory is twice as fast in the rounds 0 to 2: the medians alone would say 6/3."""
+    ours = {"ms": [3.0, 3.0, 3.0, 6.0, 6.0], "turns": [0, 1, 2, 3, 4]}
+    peer = {"ms": [3.3, 6.6, 6.6], "turns": [0, 3, 4]}
+    assert ratio(peer, ours) == pytest.approx(1.1) and ratio(ours, peer) == pytest.approx(1 / 1.1)
+
+
+def test_cases_measured_anew_stand_in_the_place_of_the_old() -> None:
+    old, new = fixture(), fixture()
+    again = {**new["cases"][1], "racers": [timed("update", "steepest", "update", 0.25)]}
+    more = {**again, "name": "AdamW int4"}
+    new |= {"cases": [again, more, new["cases"][3]], "command": "steepest bench step -c int8", "took_s": 9}
+    new["first_step"] = [
+        {"name": "AdamW", "error": "left out: the time given was spent; give more with --budget."}
+    ]
+    both = updated(old, new)
+    assert [c["name"] for c in both["cases"]] == [*(c["name"] for c in old["cases"]), "AdamW int4"]
+    assert both["cases"][1] is again and both["cases"][0] == old["cases"][0]
+    assert both["first_step"] == old["first_step"]
+    assert both["updates"][0]["cases"] == ["AdamW int8", "AdamW int4"] and both["updates"][0]["took_s"] == 9
+    assert "2 of 5 cases are of later runs" in tables(both)
+    with pytest.raises(SteepestError, match="to update have model 'tiny', the new ones 'small'"):
+        updated(old, {**new, "model": "small"})
 
 
 def test_a_reason_that_several_share_stands_once_and_does_not_break_the_table() -> None:

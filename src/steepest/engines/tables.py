@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +16,8 @@ from torch import Tensor
 from steepest.codecs import grid
 from steepest.contract import Shard
 from steepest.engines.parts import Turns
-from steepest.kernels import Domain, Fold, Kernel, Pass, run_on_all_cores
-from steepest.kernels.llvm import FACTS, WORK
+from steepest.kernels import Domain, Fold, Kernel, Pass, run_on_all_cores, team, threads_for
+from steepest.kernels.llvm import FACTS, QUEUE, WORK
 
 PIECES = 64
 """How many pieces there are at least, where the model is large enough: they are shared evenly."""
@@ -77,7 +79,8 @@ class Tables:
         self.pointers: Ints = np.zeros((count, len(self.columns)), np.int64)
         self.constants = np.zeros((max(groups, default=0) + 1, len(kernel.schedule.host)), np.float32)
         self._scalars = np.zeros((count, len(kernel.schedule.scalars)), np.float32)
-        self._counter = np.zeros(1, np.int64)
+        self._queues = np.zeros((max(os.cpu_count() or 1, torch.get_num_threads()), QUEUE), np.int64)
+        self._threads = np.zeros(2, np.int64)
         self._shares = max(1, -(-total // SHARE))
         self._give_scratch()
         self._prepare()
@@ -137,12 +140,12 @@ class Tables:
             for calls, (first, last) in zip(self._calls, self._chunks(), strict=True):
                 if not isinstance(kind, Fold):
                     first, last = self.firsts[first], self.facts[last - 1, FACTS.index("last")]
-                end = np.array([last], np.int64)
                 arrays = (
-                    *(self.pointers, self.facts, own, end),
-                    *(self.constants, self._scalars, sums, self._counter),
+                    *(self.pointers, self.facts, own, self.constants, self._scalars, sums),
+                    *(self._queues, self._threads),
                 )
-                arguments = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+                addresses = [*(a.ctypes.data for a in arrays), team().number]
+                arguments = (ctypes.c_void_p * len(addresses))(*addresses)
                 self._held += [arguments, *arrays]
                 calls.append(Call(function, ctypes.addressof(arguments), int(first), int(last)))
 
@@ -199,8 +202,10 @@ class Tables:
 
     def _launch(self, call: Call) -> None:
         function, arguments, first, last = call
-        self._counter[0] = first
-        run_on_all_cores(function, arguments, min(last - first, self._shares))
+        threads = min(threads_for(min(last - first, self._shares)), len(self._queues))
+        self._queues[:threads, :2] = _queues(first, last, threads)
+        self._threads[:] = threads, 0
+        run_on_all_cores(function, arguments, threads)
 
     def totals(self) -> NDArray[np.float64]:
         """The reported sums of each tensor, [tensors, sums]: the last columns that passes wrote."""
@@ -210,3 +215,10 @@ class Tables:
                 rows = np.add.reduceat(sums[:, -len(own.telemetry) :], self.firsts, axis=0)
                 found |= {name: rows[:, i] for i, (name, _) in enumerate(own.telemetry)}
         return np.stack([found[name] for name in self.kernel.schedule.code.sums], 1)
+
+
+@cache
+def _queues(first: int, last: int, threads: int) -> Ints:
+    """Of each thread, its first piece and the one after its last."""
+    cuts = np.linspace(first, last, threads + 1).astype(np.int64)
+    return np.stack([cuts[:-1], cuts[1:]], 1)

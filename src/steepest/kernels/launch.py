@@ -12,23 +12,38 @@ import glob
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-Team = Callable[[int, int, int], None]
-"""team(function, argument, threads): calls the function in so many threads, and waits for all."""
 
 
-def run_on_all_cores(function: int, argument: int, shares: int) -> None:
-    """Call the function at this address with this pointer, in as many threads as torch uses, but no more than
-    the work has shares that are worth a thread."""
-    threads = min(torch.get_num_threads(), shares)
+class Team(NamedTuple):
+    """run(function, argument, threads): calls the function in so many threads, and waits for all.
+    number: the address of a C function that tells a thread its number among them; 0 where there is none."""
+
+    run: Callable[[int, int, int], None]
+    number: int
+
+
+def threads_for(shares: int) -> int:
+    """In how many threads to run what has so many shares that are worth one: torch's choice at most."""
+    return min(torch.get_num_threads(), shares)
+
+
+def run_on_all_cores(function: int, argument: int, threads: int) -> None:
+    """Call the function at this address with this pointer in so many threads."""
     if threads > 1:
-        _team(os.getpid())(function, argument, threads)
-    elif shares:
+        team().run(function, argument, threads)
+    elif threads:
         _call(function)(argument)
+
+
+def team() -> Team:
+    """The threads of this process: a forked child has none of its parent's."""
+    return _team(os.getpid())
 
 
 @cache
@@ -38,30 +53,34 @@ def _call(function: int) -> Callable[[int], None]:
 
 @cache
 def _team(process: int) -> Team:
-    """Of this process: a forked child has none of its parent's threads."""
     return _openmp() or _threads()
 
 
 def _openmp() -> Team | None:
     for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*.so*")):
         try:
-            parallel = ctypes.CDLL(path).GOMP_parallel
+            library = ctypes.CDLL(path)
+            parallel, number = library.GOMP_parallel, library.omp_get_thread_num
         except (OSError, AttributeError):
             continue
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
-        return lambda function, argument, threads: parallel(function, argument, threads, 0)
+        return Team(partial(_parallel, parallel), ctypes.cast(number, ctypes.c_void_p).value or 0)
     return None
+
+
+def _parallel(parallel: Callable[..., None], function: int, argument: int, threads: int) -> None:
+    parallel(function, argument, threads, 0)
 
 
 def _threads() -> Team:
     pools: dict[int, ThreadPoolExecutor] = {}
 
-    def team(function: int, argument: int, threads: int) -> None:
+    def run(function: int, argument: int, threads: int) -> None:
         pool = pools.setdefault(threads, ThreadPoolExecutor(threads, "steepest"))
         jobs = [pool.submit(_call(function), argument) for _ in range(threads)]
         wait(jobs)
         for job in jobs:
             job.result()
 
-    return team
+    return Team(run, 0)

@@ -2,6 +2,6 @@
 
 from steepest.kernels.llvm.lines import wide
 from steepest.kernels.llvm.module import print_module
-from steepest.kernels.llvm.printer import ARGS, FACTS, WORK, Layout
+from steepest.kernels.llvm.printer import ARGS, FACTS, QUEUE, WORK, Layout
 
-__all__ = ["ARGS", "FACTS", "WORK", "Layout", "print_module", "wide"]
+__all__ = ["ARGS", "FACTS", "QUEUE", "WORK", "Layout", "print_module", "wide"]

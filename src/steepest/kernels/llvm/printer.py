@@ -21,15 +21,20 @@ registers of AVX2, four and eight of NEON."""
 SPAN = 1024
 """Elements whose sum is kept in float32, where no codec has blocks."""
 
-ARGS = ("pointers", "facts", "work", "count", "constants", "scalars", "partials", "counter")
-"""What a function is given, an array of eight pointers in this order.
+ARGS = ("pointers", "facts", "work", "constants", "scalars", "partials", "queues", "threads", "number")
+"""What a function is given, an array of pointers in this order.
 
 pointers: i64 [tensors, names]: the address of every stored tensor and scratch vector.
-facts: i64 [tensors, FACTS].  work: i64 [pieces, WORK].  count: i64, the piece after the last.
+facts: i64 [tensors, FACTS].  work: i64 [pieces, WORK].
 constants: float [groups, constants].  scalars: float [tensors, scalars].
 partials: double [pieces, sums], the sums of one pass; a fold is given those of the pass before.
-counter: i64, the next piece.
+queues: i64 [threads, QUEUE]: a thread's next piece, and the one after its last.
+threads: i64: how many queues there are, how many threads have asked for a number.
+number: a function that returns the number of the thread, i32; null where there is none.
 """
+
+QUEUE = 16
+"""Numbers from one queue to the next: two lines of the cache, which are fetched in pairs."""
 
 FACTS = ("length", "rows", "group", "key0", "key1", "start", "all_rows", "numel", "first", "last")
 """Of a tensor: elements in a row, rows; its group; the keys of its noise; the elements of the whole tensor
@@ -157,14 +162,27 @@ class Printer:
 
     @contextmanager
     def pieces(self) -> Iterator[dict[str, str]]:
-        """Draw pieces until there are no more; yields the numbers of `WORK`, and "piece"."""
-        head, body, done = self.new("draw"), self.new("piece.body"), self.new("finished")
-        count = self.let("load i64, ptr %args.count", "count")
+        """Draw pieces from this thread's queue, then from the others', until there are no more; yields the
+        numbers of `WORK`, and "piece"."""
+        head, other, body, done = map(self.new, ("draw", "other", "piece.body", "finished"))
+        threads = self.let("load i64, ptr %args.threads", "threads")
+        queue, left = self.memory("i64", "queue"), self.memory("i64", "left")
+        self.line(f"store i64 {self._number(threads)}, ptr {queue}")
+        self.line(f"store i64 {threads}, ptr {left}")
         self.line(f"br label {head}")
         self.label(head)
-        piece = self.let("atomicrmw add ptr %args.counter, i64 1 monotonic", "piece")
-        more = self.let(f"icmp slt i64 {piece}, {count}")
-        self.line(f"br i1 {more}, label {body}, label {done}")
+        own = self.let(f"mul i64 {self.let(f'load i64, ptr {queue}')}, {QUEUE}")
+        own = self.at("%args.queues", "i64", own)
+        piece = self.let(f"atomicrmw add ptr {own}, i64 1 monotonic", "piece")
+        end = self.let(f"load i64, ptr {self.at(own, 'i64', '1')}", "end")
+        more = self.let(f"icmp slt i64 {piece}, {end}")
+        self.line(f"br i1 {more}, label {body}, label {other}")
+        self.label(other)
+        following = self.let(f"add i64 {self.let(f'load i64, ptr {queue}')}, 1")
+        self.line(f"store i64 {self.let(f'urem i64 {following}, {threads}')}, ptr {queue}")
+        still = self.let(f"sub i64 {self.let(f'load i64, ptr {left}')}, 1")
+        self.line(f"store i64 {still}, ptr {left}")
+        self.line(f"br i1 {self.let(f'icmp sgt i64 {still}, 0')}, label {head}, label {done}")
         self.label(body)
         own = self.at("%args.work", "i64", self.let(f"mul i64 {piece}, {len(WORK)}"))
         with self.scope():
@@ -174,6 +192,25 @@ class Printer:
             }
         self.line(f"br label {head}")
         self.label(done)
+
+    def _number(self, threads: str) -> str:
+        """The queue this thread begins with: the same in every pass where threads are numbered, so that it
+        finds in its caches what it has read before; else the first that nobody has begun with."""
+        numbered, counted, known = map(self.new, ("numbered", "counted", "known"))
+        number = self.memory("i64", "number")
+        without = self.let("icmp eq ptr %args.number, null")
+        self.line(f"br i1 {without}, label {counted}, label {numbered}")
+        self.label(numbered)
+        found = self.let(f"sext i32 {self.let('call i32 %args.number()')} to i64")
+        self.line(f"store i64 {found}, ptr {number}")
+        self.line(f"br label {known}")
+        self.label(counted)
+        asked = self.at("%args.threads", "i64", "1")
+        found = self.let(f"atomicrmw add ptr {asked}, i64 1 monotonic")
+        self.line(f"store i64 {found}, ptr {number}")
+        self.line(f"br label {known}")
+        self.label(known)
+        return self.let(f"urem i64 {self.let(f'load i64, ptr {number}')}, {threads}", "queue")
 
     def open_tensor(self, tensor: str) -> None:
         """Load the facts, addresses and constants of a tensor; what is not used is optimized away."""

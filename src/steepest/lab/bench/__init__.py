@@ -5,7 +5,7 @@ from steepest.lab.bench.cases import STORAGES, Case, Storage, parse_storage, pla
 from steepest.lab.bench.field import Workspace, ours
 from steepest.lab.bench.peers import PEERS, Peer
 from steepest.lab.bench.race import error_line
-from steepest.lab.bench.run import Bench, Plan
+from steepest.lab.bench.run import Bench, Plan, updated
 from steepest.lab.bench.shapes import meta_model
 from steepest.lab.bench.tables import END, START, page, tables
 from steepest.lab.bench.traffic import traffic
@@ -30,4 +30,5 @@ __all__ = [
     "plan_cases",
     "tables",
     "traffic",
+    "updated",
 ]

@@ -1,6 +1,7 @@
 """Timing several steps against each other in one run: rounds in rotated order, per-round times kept.
 
-A machine's speed drifts by a fifth within minutes; what runs interleaved drifts together.
+A machine's speed drifts by a fifth within minutes; what runs interleaved drifts together. A virtual one may
+change it by half from one second to the next, so what is compared is compared round by round (`ratio`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -50,10 +51,11 @@ class Racer:
     repeats: int = 1
     estimate: float = 0.0
     ms: list[float] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """What is kept: every round's time, the median and the least; or why there are none."""
+        """What is kept: every time and its round, the median and the least; or why there are none."""
         out: dict[str, Any] = {"name": self.name, "by": self.by, "group": self.group, **self.facts}
         if self.error is not None or not self.ms:
             return {**out, "error": self.error or "failed: no round was run."}
@@ -63,6 +65,7 @@ class Racer:
             "median_ms": _short(statistics.median(self.ms)),
             "min_ms": _short(min(self.ms)),
             "ms": [_short(t) for t in self.ms],
+            "turns": self.turns,
         }
 
 
@@ -97,8 +100,16 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
                         racer.step()
                     took = _time(racer.step, racer.repeats, synchronize)
                     racer.ms.append(1e3 * took / racer.repeats)
+                    racer.turns.append(turn)
     for racer in racers:
         racer.step = None  # frees its state
+
+
+def ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """How much longer a took than b, both as recorded: the median over the rounds that both took part in."""
+    other = dict(zip(b["turns"], b["ms"], strict=True))
+    both = [ms / other[turn] for turn, ms in zip(a["turns"], a["ms"], strict=True) if turn in other]
+    return statistics.median(both)
 
 
 def _running(racers: list[Racer]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,29 @@ class Bench:
                     torch.get_num_threads(),
                 )
                 self.record[kept].append({**named, **attempt(measure, job)})
+
+
+def updated(record: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in which the cases that were measured in another run stand in place of the older ones.
+
+    "updates" says which they are, with the command, machine and date of that run. Raises SteepestError where
+    the two are not about the same shapes.
+    """
+    for key in ("format", "model", "parameters"):
+        if record[key] != newer[key]:
+            raise SteepestError(
+                f"the figures to update have {key} {record[key]!r}, the new ones {newer[key]!r}."
+            )
+    out = dict(record)
+    for part in ("cases", "first_step", "memory"):
+        news = {row["name"]: row for row in newer[part] if row.get("error") != SPENT}
+        known = {row["name"] for row in record[part]}
+        out[part] = [news.get(row["name"], row) for row in record[part]]
+        out[part] += [row for name, row in news.items() if name not in known]
+    about = {key: newer[key] for key in ("command", "date", "machine", "versions", "took_s")}
+    names = [case["name"] for case in newer["cases"] if case["racers"]]
+    out["updates"] = [*record.get("updates", []), {**about, "cases": names}]
+    return out
 
 
 def _measured_alone(case: Case) -> bool:

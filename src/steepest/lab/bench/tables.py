@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steepest.contract import SteepestError
+from steepest.lab.bench.race import ratio
 
 START, END = "<!-- table: python bench/step.py -->", "<!-- end of table -->"
 
@@ -29,6 +30,9 @@ def tables(record: Record) -> str:
         f"torch {record['versions']['torch']}, {record['date']}; "
         f"median (least) of up to {record['rounds']} rounds."
     )
+    later = sorted({name for update in record.get("updates", []) for name in update["cases"]})
+    if later:
+        about += f" {len(later)} of {len(record['cases'])} cases are of later runs, each whole."
     sections = (rules(record), storages(record), special(record), alone(record), missing(record))
     return "\n\n".join([about, *filter(None, sections)]) + "\n"
 
@@ -38,16 +42,13 @@ def timed(case: Record, group: str) -> list[Record]:
     return [r for r in case["racers"] if r["group"] == group and "ms" in r]
 
 
-def bandwidth(case: Record) -> float | None:
-    """GB/s of `a += b`, timed in the same rounds as the case."""
+def share(case: Record, ours: Record | None) -> float | None:
+    """Of the memory bound: the time that the case's bytes take at the bandwidth of `a += b` in the same
+    rounds, by the time that this racer took."""
     probe = next((r for r in timed(case, "probe") if r["name"] == "a += b"), None)
-    return None if probe is None else float(probe["bytes"] / probe["median_ms"] / 1e6)
-
-
-def bound(case: Record) -> float | None:
-    """Milliseconds that the case's bytes take at that bandwidth."""
-    speed = bandwidth(case)
-    return None if speed is None else float(case["bytes"] / speed / 1e6)
+    if probe is None or ours is None:
+        return None
+    return ratio(probe, ours) * case["bytes"] / float(probe["bytes"])
 
 
 def own(case: Record, group: str = "update") -> Record | None:
@@ -56,9 +57,9 @@ def own(case: Record, group: str = "update") -> Record | None:
 
 
 def fastest(case: Record, group: str = "update") -> Record | None:
-    """The peer of a group whose median is the least."""
-    peers = [r for r in timed(case, group) if r["by"] != "steepest"]
-    return min(peers, key=lambda r: r["median_ms"], default=None)
+    """The peer of a group that is the least behind ours, round by round; without ours, the least median."""
+    peers, ours = [r for r in timed(case, group) if r["by"] != "steepest"], own(case, group)
+    return min(peers, key=lambda r: ratio(r, ours) if ours else r["median_ms"], default=None)
 
 
 def rules(record: Record) -> str:
@@ -199,12 +200,12 @@ def _digits(value: float) -> str:
 
 
 def _ratio(a: Record | None, b: Record | None) -> str:
-    return f"{a['median_ms'] / b['median_ms']:.2f}" if a and b else ""
+    return f"{ratio(a, b):.2f}" if a and b else ""
 
 
 def _share(case: Record) -> str:
-    least, ours = bound(case), own(case)
-    return f"{least / ours['median_ms']:.0%}" if least and ours else ""
+    of_bound = share(case, own(case))
+    return "" if of_bound is None else f"{of_bound:.0%}"
 
 
 def _against(ours: Record | None, peer: Record | None) -> tuple[str, str, str]:
