@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def _measure(out: Path, update: bool, further: list[str]) -> None:
         line = [sys.executable, "-c", command, "bench", "step", "--out", str(new), *further]
         subprocess.run(line, check=True)
         if update:
-            both = updated(json.loads(out.read_text()), json.loads(new.read_text()))
+            newer = json.loads(new.read_text())
+            newer["command"] = shlex.join(["python", "bench/step.py", "--update", *further])
+            both = updated(json.loads(out.read_text()), newer)
             out.write_text(json.dumps(both, indent=1) + "\n")
 
 
