@@ -60,7 +60,7 @@ def test_a_save_goes_on_under_new_names(tmp_path: Path, monkeypatch: pytest.Monk
     rename = {**RUN, "rename": {"transformer": "inner.transformer"}}
     found = finished(tmp_path / "cut", rename)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and len(losses(tmp_path / "cut")) == 4
-    built = found.store.load(found.store.generations()[-2]).facts["built"]  # of step 3
+    built = found.archive.store.load(found.archive.store.generations()[-2]).facts["built"]  # of step 3
     names = [*built["optimizer"]["parameters"], *built["health"]["sizes"]]
     assert names and all(name.startswith("inner.transformer.") for name in names)
     again = finished(tmp_path / "cut", rename)

@@ -106,7 +106,7 @@ def test_a_damaged_generation_is_passed_over_and_told_of(tmp_path: Path) -> None
 def test_weights_that_are_not_finite_are_not_continued(tmp_path: Path) -> None:
     cut(tmp_path, TEXT)
     made = session(tmp_path, TEXT)
-    found = made.store.load()
+    found = made.archive.store.load()
     made.restore(found)
     assert made.built is not None
     next(made.built.model.parameters()).data[0, 0] = float("inf")

@@ -109,7 +109,7 @@ def test_a_signal_in_the_last_step_of_all_changes_nothing(tmp_path: Path) -> Non
 def test_a_disk_that_is_full_when_the_signal_comes_is_told(tmp_path: Path) -> None:
     stop, told = After(2), list[str]()
     made = session(tmp_path, TEXT, stop=stop, log=stop.log, tell=told.append)
-    made.store.disk.free = lambda path: 0  # type: ignore[method-assign]
+    made.archive.store.disk.free = lambda path: 0  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         made.run()
     assert not any(words.startswith("saved") for words in told)

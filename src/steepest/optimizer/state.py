@@ -182,16 +182,27 @@ def stored_shapes(
     return {name: own for name, own in out.items() if name != "p"}
 
 
+PIECE = 2**20
+"""Elements that are encoded at a time."""
+
+
 def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:
     """The stored tensors of one slot of p at the value x. No step is taken, so nothing is left to chance."""
 
     def middle(count: int, shift: int = 0) -> Tensor:
         return torch.tensor(1 << (count - 1 + shift), dtype=torch.int32, device=p.device)
 
-    return {
-        stored_name(name, part): pack(value, codec.parts[part], p.shape)
-        for part, value in codec.encode(x, middle).items()
-    }
+    def packed(own: Tensor) -> dict[str, Tensor]:
+        encoded = codec.encode(own, middle).items()
+        return {stored_name(name, part): pack(value, codec.parts[part], own.shape) for part, value in encoded}
+
+    whole = {"row", "column"} & {part.per for part in codec.parts.values()}
+    if not codec.lossy or whole or x.dim() < 2 or x.numel() <= PIECE:
+        return packed(x)
+    # A few rows at a time: encoding takes several times what it encodes.
+    rows = max(1, PIECE // (x.numel() // len(x)))
+    pieces = [packed(own) for own in x.split(rows)]
+    return {part: torch.cat([piece[part] for piece in pieces]) for part in pieces[0]}
 
 
 def decode_slots(state: Mapping[str, Any], codecs: Mapping[str, Codec], p: Tensor) -> dict[str, Any]:

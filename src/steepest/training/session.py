@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 from steepest.contract import SteepestError
 from steepest.training import saved_run
-from steepest.training.checkpoint import Loaded, Payload, Ranks, Store
+from steepest.training.archive import Archive
+from steepest.training.checkpoint import Loaded, Payload
 from steepest.training.config import RunConfig, save_config
 from steepest.training.curve import Diverged, Progress
 from steepest.training.fleet import Fleet
@@ -61,14 +61,11 @@ class Session:
         rolls = any(stage.guard.get("rollback") for stage in self.plan)
         # The newest generation may hold what makes the next loss a spike; the one before it does not.
         keep = max(config.checkpoint.keep, 2) if rolls else config.checkpoint.keep
-        ranks = Ranks(world.rank, world.size, world.share(uuid.uuid4().hex))
-        # Ranks that wait for a store in turn must not be taken for dead by the others.
-        patience = config.timeout if world.size == 1 else config.timeout / 8
-        self.store = Store(folder / "checkpoints", keep=keep, patience=patience, ranks=ranks)
         self.journal = Journal(folder) if world.first else Unwritten(folder)
         self.watch, self.tell, self.notice, self.log = watch, tell, notice, log
         if not world.first:
             self.watch, self.tell, self.notice, self.log = None, _unheard, _unheard, _unheard
+        self.archive = Archive(config, folder, keep, world, self.tell)
         self.stop = stop or Stop()
         self.results: list[StageResult] = []
         self.skip: dict[str, list[int]] = {}
@@ -109,7 +106,7 @@ class Session:
             raise
 
     def _begin(self) -> None:
-        found = self._agreed(lambda: self.store.load(optional=True))
+        found = self.archive.find(lambda: self.archive.store.load(optional=True))
         here = {"process": os.getpid(), "ranks": self.world.size}
         if found is None:
             self._save_config()
@@ -177,12 +174,8 @@ class Session:
             self._obey(saved)
 
     def _close(self) -> None:
-        """Let the last generation reach the disk."""
         self.journal.close()
-        try:
-            self.store.close()
-        except SteepestError as error:
-            self.tell(str(error))
+        self.archive.close()
 
     def words(self, result: StageResult) -> str:
         """What a stage came to, for people."""
@@ -306,24 +299,21 @@ class Session:
         training goes on."""
         step = self.built.stage.place.step if self.built else 0
         self._saved_at, self._saved_step, self._warned = time.monotonic(), step, False
-        wait = wait or not self.config.checkpoint.background
         try:
-            if self.world.size > 1 and not wait and self.world.most([self.store.late()])[0]:
-                raise SteepestError("the one before it is not written yet: the storage hangs.")
-            curves = [result.curves for result in self.results]
-            curves += [self.built.stage.curves] if self.built else []
-            tensors = self.builder.tensors(self.built)
-            tensors["curves"] = parts(saved_run.curve_tensors(curves), self.world)
-            self.store.save(Payload(tensors, self._facts()), step=self.attempt, keep=keep, wait=wait)
+            self.archive.save(self._payload, self.attempt, keep=keep, wait=wait)
         except SteepestError as error:
             self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
             self.tell(f"no generation was written: {error}")
             return False
-        finally:
-            if wait:  # who leaves first takes the others along
-                self.world.barrier("waiting for a checkpoint")
         self.journal.event("checkpoint", self.attempt, why=why)
         return True
+
+    def _payload(self) -> Payload:
+        curves = [result.curves for result in self.results]
+        curves += [self.built.stage.curves] if self.built else []
+        tensors = self.builder.tensors(self.built)
+        tensors["curves"] = parts(saved_run.curve_tensors(curves), self.world)
+        return Payload(tensors, self._facts())
 
     def _facts(self) -> dict[str, Any]:
         """All numbers of the run."""
@@ -383,7 +373,7 @@ class Session:
                 f"look at the data (`steepest doctor {self.folder}` says more)."
             )
         key = self.built.source.key if self.built else ""
-        found = self._agreed(lambda: saved_run.before(self.store, self.index, asked.spike))
+        found = self.archive.find(lambda: saved_run.before(self.archive.store, self.index, asked.spike))
         assert found is not None
         found = saved_run.upgrade(found)
         self.restore(found)
@@ -396,17 +386,6 @@ class Session:
         )
         self.tell(f"rolled back to step {self.attempt}; batches {first} to {asked.position} are skipped")
         self.save("rollback")
-
-    def _agreed(self, find: Callable[[], Loaded | None]) -> Loaded | None:
-        """What rank 0 finds in the store; the others read the same generation by its name."""
-        found: list[Loaded | None] = []
-
-        def look() -> str | None:
-            found.append(find())
-            return found[0].generation if found[0] else None
-
-        name = self.world.lead(look)
-        return found[0] if self.world.first else self.store.load(name) if name else None
 
     def _save_config(self) -> None:
         if self.world.first:
