@@ -127,6 +127,16 @@ def test_a_rank_that_is_lost_is_named_and_nobody_waits_for_ever(
     assert Store(tmp_path / "run" / "checkpoints").load().step == 1, "what was saved stands"
 
 
+def test_of_four_ranks_the_lost_one_alone_is_named(tmp_path: Path) -> None:
+    """Also by those who were not waiting for it, but for one who was."""
+    cases = {"run": {"changes": RUN, "fault": "killed"}}
+    told = start(4, tmp_path, cases, timeout=8.0, whole=False)
+    said = [own["run"]["error"] for i, own in enumerate(told) if i != 1]
+    assert "rank 1 is gone, while" in said[0]
+    # Rank 0 keeps what the ranks meet at, and may have ended before another one has looked.
+    assert all("rank 1 is gone, while" in words or "rank 0 is gone, with" in words for words in said)
+
+
 # ---------------------------------------------------------------------- without processes
 
 

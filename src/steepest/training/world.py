@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 import torch
 
 from steepest.contract import SteepestError
+from steepest.training.pulse import Pulse, signs
 
 T = TypeVar("T")
 
 GRACE = 5.0
 """Seconds in which whoever is still there says so, after the ranks have lost each other."""
-TOLD_BY = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe", "timed out", "tcpstore")
+TOLD_BY = (
+    *("gloo", "nccl", "connection reset", "connection closed", "broken pipe", "timed out", "tcpstore"),
+    *("pair closure", "aborted"),
+)
 """What torch.distributed says in errors that have no class of their own."""
 
 
@@ -35,7 +39,7 @@ class World:
     names who is missing as far as that can be known, where others do not answer within `timeout` seconds.
 
     local_rank, local_size: the number of this rank on its machine, and how many are there.  store: where
-    ranks leave their last words.
+    ranks leave their last words.  pulse: this one's signs of life in it.
     """
 
     rank: int = 0
@@ -44,6 +48,7 @@ class World:
     local_size: int = 1
     timeout: float = 600.0
     store: Any = field(default=None, compare=False, repr=False)
+    pulse: Pulse | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def join(cls, device: str = "cpu", timeout: float = 600.0) -> World:
@@ -70,14 +75,8 @@ class World:
                 f"rank {rank} of {size} did not meet the others at {os.environ.get('MASTER_ADDR', '?')}:"
                 f"{os.environ.get('MASTER_PORT', '?')} ({why}); start all ranks with torchrun, or --nproc."
             ) from error
-        return cls(
-            rank,
-            size,
-            local_rank,
-            _number("LOCAL_WORLD_SIZE", size),
-            timeout,
-            dist.PrefixStore("words", store),
-        )
+        words, local_size = dist.PrefixStore("words", store), _number("LOCAL_WORLD_SIZE", size)
+        return cls(rank, size, local_rank, local_size, timeout, words, Pulse(words, rank))
 
     @property
     def first(self) -> bool:
@@ -185,12 +184,16 @@ class World:
             self.store.set(f"there/{self.rank}", what)
             until = time.monotonic() + GRACE
             waited = [rank for rank in range(self.size) if rank != self.rank]
+            before = signs(self.store, waited)
             while waited and time.monotonic() < until:
                 waited = [rank for rank in waited if not self.store.check([f"there/{rank}"])]
                 time.sleep(0.05)
+            ended = {rank for rank in waited if self.store.check([f"ended/{rank}"])}
+            if not late:  # who gives signs waits for one that has heard of it, and will hear of it in turn
+                now = signs(self.store, waited)
+                waited = [r for r in waited if r in ended or now[r] == before[r]] or waited
             for rank in waited:
-                said = self.store.check([f"ended/{rank}"])
-                words[rank] = self.store.get(f"ended/{rank}").decode() if said else ""
+                words[rank] = self.store.get(f"ended/{rank}").decode() if rank in ended else ""
         except RuntimeError:
             return Lost("rank 0 is gone, with what the ranks met at; the last generation stands.")
         if not words:
@@ -213,8 +216,9 @@ class World:
     def leave(self) -> None:
         """End well: all are done."""
         if self.size > 1:
-            dist = _distributed()
-            dist.destroy_process_group()
+            if self.pulse is not None:
+                self.pulse.stop()
+            _distributed().destroy_process_group()
 
 
 ALONE = World()
