@@ -25,6 +25,11 @@ QUIET: Mapping[str, Any] = {
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "next_token": {**OBJECTIVES["next_token"], **QUIET},
     "packed": {**OBJECTIVES["packed"], **QUIET},
+    "adagc": {
+        **OBJECTIVES["next_token"],
+        **QUIET,
+        "guard": {"adagc": {"warmup": 1, "absolute": 0.1, "relative": 1.0}},
+    },
     "sft": {**OBJECTIVES["sft"], **QUIET, "adapter": {**LORA, "dropout": 0.0}, "batch": 5},
     "dpo": {**OBJECTIVES["dpo"], **QUIET},
     "reward": {**OBJECTIVES["reward"], **QUIET},
@@ -39,10 +44,10 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 }
 TRAINED: Mapping[str, tuple[str, ...]] = {
     "ddp": tuple(RUNS),
-    "zero1": ("next_token", "grpo"),
-    "zero2": ("next_token", "sft"),
-    "fsdp": ("next_token", "sft", "grpo", "ppo"),
-    "hybrid": ("next_token", "grpo"),
+    "zero1": ("next_token", "adagc", "grpo"),
+    "zero2": ("next_token", "adagc", "sft"),
+    "fsdp": ("next_token", "adagc", "sft", "grpo", "ppo"),
+    "hybrid": ("next_token", "adagc", "grpo"),
 }
 CELLS = [(kind, name) for kind, names in TRAINED.items() for name in names]
 TIMED = ("seconds", "tokens_per_second", "step_ms", "eta_seconds", "memory_mb")
@@ -97,6 +102,12 @@ def test_two_ranks_train_what_one_process_does(folder: Path, kind: str, name: st
 @pytest.mark.parametrize("cell", ["ddp/next_token", "fsdp/sft"])
 def test_three_ranks_whose_parts_are_uneven(folder: Path, cell: str) -> None:
     assert_equal(folder / "three" / cell, folder / "one" / cell.split("/")[1])
+
+
+def test_the_clipping_of_single_tensors_has_clipped(folder: Path) -> None:
+    clipped, free = (read_metrics(folder / "one" / name) for name in ("adagc", "next_token"))
+    assert clipped[0]["grad_norm"] == pytest.approx(0.1, rel=1e-3) and free[0]["grad_norm"] > 0.2
+    assert clipped[-1]["grad_norm"] < free[-1]["grad_norm"]
 
 
 def test_one_rank_writes_the_diaries_and_says_how_many_there_are(folder: Path) -> None:

@@ -42,6 +42,27 @@ class Observed(Stateful):
         kinds = ((1, "update_norm"), (2, "param_norm"))
         return {key: math.sqrt(math.fsum(row[i] for row in rows)) for i, key in kinds}
 
+    @torch.no_grad()
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of every parameter's gradient as it is, over all ranks, which all ask: by name, of those
+        that have one anywhere. One reading of the gradients, and one collective where ranks share them."""
+        params, placement = self._owned(), self.placement
+        rows = torch.zeros(len(params), 2, dtype=torch.float64)
+        grads = {
+            i: placement.local(p.grad)
+            for i, p in enumerate(params)
+            if p.grad is not None and placement.owns(i)
+        }
+        for dtype in {grad.dtype for grad in grads.values()}:
+            own = {i: grad for i, grad in grads.items() if grad.dtype is dtype}
+            found = torch._foreach_norm([*own.values()], 2, torch.promote_types(dtype, torch.float32))
+            rows[[*own], 0] = torch.stack(found).double().cpu().square()
+        rows[[*grads], 1] = 1.0
+        if placement.moves:
+            placement.add_rows(rows, params)
+        named = zip(self._names(), rows.tolist(), strict=True)
+        return {name: math.sqrt(square) for name, (square, count) in named if count}
+
     def _told(self) -> list[tuple[int, list[float]]]:
         """The place of every parameter that moved in the last committed step, and its sums over all ranks."""
         if not self.observes:

@@ -29,14 +29,14 @@ def check_plan(config: RunConfig, ranks: int = 1) -> None:
     for stage in config.plan():
         where = f"stage {stage.name}: " if stage.name else ""
         try:
-            _check(stage, trained, config.placement, ranks)
+            _check(stage, trained, ranks)
         except SteepestError as error:
             raise SteepestError(f"{where}{error}") from None
         if OBJECTIVES[stage.objective_name].model == "scored":
             trained.append(stage.name)
 
 
-def _check(stage: StageConfig, trained: list[str], placement: str, ranks: int) -> None:
+def _check(stage: StageConfig, trained: list[str], ranks: int) -> None:
     get_objective(stage.objective_name, **stage.objective_options)
     if isinstance(stage.adapter, Mapping):
         parse_adapter(stage.adapter)
@@ -48,7 +48,7 @@ def _check(stage: StageConfig, trained: list[str], placement: str, ranks: int) -
     if stage.controller is not None:
         _parse(ControllerConfig, stage.controller, "controller")
     if ranks > 1:
-        _check_ranks(stage, placement, ranks)
+        _check_ranks(stage, ranks)
     rewards = stage.rollout.reward
     for name in [rewards] if isinstance(rewards, str) else rewards:
         own = name.removeprefix("stage:")
@@ -60,16 +60,11 @@ def _check(stage: StageConfig, trained: list[str], placement: str, ranks: int) -
     check_data(stage)
 
 
-def _check_ranks(stage: StageConfig, placement: str, ranks: int) -> None:
+def _check_ranks(stage: StageConfig, ranks: int) -> None:
     if stage.batch < ranks:
         raise SteepestError(
             f"a batch of {stage.batch} has no row for each of {ranks} ranks; give a larger batch, or fewer "
             "ranks."
-        )
-    if stage.guard.get("adagc") and placement not in ("ddp", "zero1"):
-        raise SteepestError(
-            f"guard.adagc clips whole gradients, which no rank has under placement {placement}; use ddp or "
-            "zero1, or guard.zclip."
         )
 
 

@@ -99,27 +99,32 @@ class AdaGC:
         self._next: dict[str, float] = {}
 
     @torch.no_grad()
-    def prepare(self, named: Iterable[tuple[str, Tensor]], scale: float = 1.0) -> None:
-        """Clip gradients in place, before a step. scale: what they still have to be divided by.
+    def prepare(
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        scale: float = 1.0,
+        norms_of: Mapping[str, float] | None = None,
+    ) -> None:
+        """Clip gradients in place, before a step. scale: what they still have to be divided by.  norms_of: of
+        all gradients by name, where only a part of them is here.
 
         If one is not finite none is touched: the step is not going to be taken.
         """
-        config, pairs = self.config, list(named)
+        config, here = self.config, dict(named)
         self._next = {}
-        if not pairs:
-            return
-        grads = [grad for _, grad in pairs]
-        sizes = [size / scale for size in norms(grads)]
-        whole = math.hypot(*sizes)
+        if norms_of is None:
+            norms_of = dict(zip(here, norms([*here.values()]), strict=True)) if here else {}
+        sizes = {name: size / scale for name, size in norms_of.items()}
+        whole = math.hypot(*sizes.values())
         if not math.isfinite(whole):
             return
         even = min(1.0, config.absolute / whole) if whole > 0 else 1.0
-        factors = [self._factor(name, size, even) for (name, _), size in zip(pairs, sizes, strict=True)]
-        seen = {name: f * size for (name, _), f, size in zip(pairs, factors, sizes, strict=True)}
+        factors = {name: self._factor(name, size, even) for name, size in sizes.items()}
+        seen = {name: factors[name] * size for name, size in sizes.items()}
         self._next = {name: self._follow(name, size) for name, size in seen.items() if size > 0}
-        clipped = [(g, f) for g, f in zip(grads, factors, strict=True) if f != 1.0]
+        clipped = [(grad, factors[name]) for name, grad in here.items() if factors[name] != 1.0]
         if clipped:
-            torch._foreach_mul_([g for g, _ in clipped], [f for _, f in clipped])
+            torch._foreach_mul_([grad for grad, _ in clipped], [factor for _, factor in clipped])
 
     def _factor(self, name: str, size: float, even: float) -> float:
         """What a tensor's gradient of this norm is multiplied by; `even` is the global clip's."""

@@ -124,11 +124,17 @@ class Guard:
         config = self.config
         return any((config.skip, config.zclip, config.adagc, config.update_clip))
 
-    def prepare(self, named: Iterable[tuple[str, Tensor]], scale: float = 1.0) -> None:
+    def prepare(
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        scale: float = 1.0,
+        norms_of: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
         """Clip the gradients of single tensors in place, if asked to. scale: what they are still to be
-        divided by (a loss scale, the weight of accumulated batches)."""
+        divided by (a loss scale, the weight of accumulated batches).  norms_of: asked for those of all
+        gradients, where only a part of them is here."""
         if self.adagc is not None:
-            self.adagc.prepare(named, scale)
+            self.adagc.prepare(named, scale, norms_of() if norms_of is not None else None)
 
     def judge(self, loss: float, norm: float, predict: Callable[[], float] | None = None) -> Judgement:
         """What is to become of a step with this loss and this global gradient norm.

@@ -233,7 +233,8 @@ class Learner:
         guard, optimizer = self.guard, self.optimizer
         if guard is None or not guard.judges:
             return None
-        guard.prepare(self.named_gradients(), scale)
+        here = [(name, optimizer.placement.local(grad)) for name, grad in self.named_gradients()]
+        guard.prepare(here, scale, optimizer.gradient_norms)
         value = float(loss)
         return lambda norm: guard.judge(value, norm, lambda: _size(optimizer.preview()))
 

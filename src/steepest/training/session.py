@@ -13,6 +13,7 @@ from typing import Any
 from steepest.contract import SteepestError
 from steepest.training import saved_run
 from steepest.training.archive import Archive
+from steepest.training.built import Built
 from steepest.training.checkpoint import Loaded, Payload
 from steepest.training.config import RunConfig, save_config
 from steepest.training.curve import Diverged, Progress
@@ -26,7 +27,7 @@ from steepest.training.metrics import measured
 from steepest.training.parts import parts
 from steepest.training.result import StageResult
 from steepest.training.signals import Stop
-from steepest.training.stages import Builder, Built
+from steepest.training.stages import Builder
 from steepest.training.world import ALONE, World
 
 ROLLBACKS = 3

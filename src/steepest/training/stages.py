@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steepest.adapters import add_adapter, merge, parse_adapter
 from steepest.contract import SteepestError
@@ -19,113 +19,27 @@ from steepest.models import RewardModel, ValuedModel, build_model, compile_model
 from steepest.objectives import OBJECTIVES, Objective, get_objective
 from steepest.optimizer import Carried, Optimizer, carry
 from steepest.placements import Offloaded, Placed, Placement, find_placement, place
+from steepest.training.built import Built, Tensors
 from steepest.training.check import check_plan
 from steepest.training.config import RunConfig
 from steepest.training.controls import Controls
 from steepest.training.feeds import usable_device
 from steepest.training.guard import Guard, GuardConfig
 from steepest.training.health import Health
-from steepest.training.indicators import Finding
-from steepest.training.learner import Learner, Update
-from steepest.training.loop import Place, Stage
+from steepest.training.learner import Learner
+from steepest.training.loop import Stage
 from steepest.training.parts import Given, parts, state_parts, together
 from steepest.training.precision import Precision
 from steepest.training.recipe import build_optimizer
 from steepest.training.rollouts import Rollouts
-from steepest.training.sources import Context, Source, load_run_tokenizer, open_source
+from steepest.training.sources import Context, load_run_tokenizer, open_source
 from steepest.training.stage_config import ROUTES, StageConfig
 from steepest.training.text import Text, text_of
-from steepest.training.weights import check_weights, load_weights, weights
+from steepest.training.weights import load_weights, weights
 from steepest.training.world import ALONE, World
-
-Tensors = Mapping[str, Mapping[str, Tensor]]
 
 CUT = ("fsdp", "hybrid")
 """Placements in which every tensor is cut."""
-
-
-@dataclass
-class Built:
-    """A stage and what it stands on. reference: the policy as it was when the stage began, where its
-    objective asks for it.  carried: what became of the optimizer's state at the border, as JSON; words: the
-    same for people."""
-
-    config: StageConfig
-    stage: Stage
-    source: Source
-    reference: nn.Module | None = None
-    health: Health | None = None
-    controls: Controls | None = None
-    carried: Mapping[str, Any] | None = None
-    words: str = ""
-
-    def control(self, update: Update, findings: Sequence[Finding]) -> str:
-        """Let the controllers look at a step; what they changed, in words."""
-        return self.controls.look(self.stage, update, findings) if self.controls else ""
-
-    @property
-    def model(self) -> nn.Module:
-        return self.stage.learner.model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        return self.stage.learner.optimizer
-
-    @property
-    def crossed(self) -> bool:
-        """Whether state of the stage before goes on in this one."""
-        return any(row["old_rule"] is not None for row in (self.carried or {}).get("rows", ()))
-
-    @property
-    def warmup(self) -> int:
-        """Steps of warm-up of the learning rate."""
-        return self.config.schedule.build(1.0, self.config.steps).warmup
-
-    def tensors(self) -> dict[str, Given]:
-        """What this rank gives of it to a generation, by group."""
-        world = self.stage.learner.world
-        out = {"model": parts(weights(self.model), world), "optimizer": state_parts(self.optimizer, world)}
-        if self.reference is not None:
-            out["reference"] = parts(weights(self.reference), world)
-        if self.source.tables:
-            out["tables"] = parts(self.source.tables, world)
-        return out
-
-    def facts(self) -> dict[str, Any]:
-        """The numbers beside: JSON."""
-        learner = self.stage.learner
-        return {
-            "place": asdict(self.stage.place),
-            "optimizer": self.optimizer.export_state()[1],
-            "guard": learner.guard.state() if learner.guard else None,
-            "precision": learner.precision.state(),
-            "health": self.health.state() if self.health else None,
-            "controls": self.controls.state() if self.controls else None,
-            "carried": self.carried,
-        }
-
-    def load(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
-        """Become what was saved; a mismatch raises before anything is changed."""
-        learner = self.stage.learner
-        models = {
-            "model": self.model,
-            **({"reference": self.reference} if self.reference is not None else {}),
-        }
-        for group, model in models.items():
-            check_weights(model, tensors[group])
-        if self.controls is not None and facts["controls"] is not None:
-            self.controls.load(facts["controls"])  # first: the optimizer asks its schedules for the next rate
-        self.optimizer.import_state(tensors["optimizer"], facts["optimizer"])
-        for group, model in models.items():
-            load_weights(model, tensors[group])
-        self.source.tables.update(tensors.get("tables", {}))
-        self.stage.place = Place(**facts["place"])
-        if learner.guard is not None and facts["guard"] is not None:
-            learner.guard.load(facts["guard"])
-        if self.health is not None and facts["health"] is not None:
-            self.health.load(facts["health"])
-        learner.precision.load(facts["precision"])
-        self.carried = facts["carried"]
 
 
 @dataclass
