@@ -11,6 +11,7 @@ import steepest
 from placements.ranks import on_ranks
 from steepest import Optimizer
 from steepest.contract import Rule, Scope, zeros
+from steepest.placements import release
 from steepest.placements.place import KINDS, place
 
 WORLDS = [2, 3]
@@ -138,6 +139,88 @@ def test_training_on_ranks_is_training_on_one(world):
                 assert seen.keys() == moved.keys()
                 for name, row in moved.items():
                     assert seen[name]["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-3)
+
+
+class Fork(nn.Module):
+    """Goes left or right; its third way is never taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ParameterList(torch.randn(20, 20) / 5 for _ in range(3))
+
+    def forward(self, x, way):
+        return x @ self.ways[way]
+
+
+class Forked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.layers = nn.ModuleList(Fork() for _ in range(2))
+        self.out = nn.Linear(20, 3)
+
+    def forward(self, x, way):
+        for layer in self.layers:
+            x = torch.tanh(layer(x, way))
+        return self.out(x).square().mean()
+
+
+def forks(step, rank):
+    x = torch.randn(4, 20, generator=torch.Generator().manual_seed(10 * step + rank))
+    return x, 0 if step == 2 else rank % 2  # in the third step all go left
+
+
+def forked(rank, world, kinds):
+    told = {}
+    for kind in kinds:
+        placed = place(Forked(), kind, unused=True)
+        opt = Optimizer(placed.model.named_parameters(), "adamw", lr=1e-2, weight_decay=0.1,
+                        placement=placed.placement)  # fmt: skip
+        placed.attach()
+        for step in range(4):
+            placed.model(*forks(step, rank)).backward()
+            placed.finish()
+            opt.step()
+            opt.zero_grad()
+        told[kind] = {name: whole(p) for name, p in named(placed).items()}
+    return told
+
+
+def test_ranks_that_leave_out_different_parameters_train_as_one():
+    """Zeros stand for what one rank lacks, and what all leave out does not even decay."""
+    told = on_ranks(2, forked, KINDS)
+    model = Forked()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    opt = Optimizer(model.named_parameters(), "adamw", lr=1e-2, weight_decay=0.1)
+    for step in range(4):
+        for rank in range(2):
+            (model(*forks(step, rank)) / 2).backward()
+        opt.step()
+        opt.zero_grad()
+    for kind in KINDS:
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(
+                told[0][kind][name], p.detach(), msg=lambda m, k=kind, n=name: f"{k} {n}: {m}"
+            )
+            assert torch.equal(told[0][kind][name], start[name]) == ("ways.2" in name), (kind, name)
+
+
+def passes_twice(rank, world):
+    release.BUCKET = 1
+    placed = place(net(), "zero2")
+    build(placed.model, placed.placement)
+    placed.attach()
+    loss_of(placed.model, batch(0)).backward()
+    try:
+        loss_of(placed.model, batch(1)).backward()
+    except steepest.SteepestError as error:
+        said = str(error)
+    placed.finish()
+    return said
+
+
+def test_a_second_pass_after_gradients_were_sent_is_refused():
+    assert all("holding()" in said for said in on_ranks(2, passes_twice))
 
 
 def test_owned_state_is_an_even_share():

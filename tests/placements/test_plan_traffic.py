@@ -29,7 +29,6 @@ TORCHS = {"parameters", "gradients", "gradients, between copies"}
 
 
 LIMITS = {"owned.PIECE": 2**14, "release.BUCKET": 2**12, "matrices.BATCH": 2**14}
-PLANNED = {"owned.PIECE": 2**14, "moves.LOAD": 2**12, "matrices.BATCH": 2**14}
 """So small that a tiny model travels in many pieces, on ranks and in their plan."""
 
 
@@ -75,7 +74,7 @@ def counted():
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_the_plan_says_what_is_sent(counted, monkeypatch, kind, name):
-    for constant, limit in PLANNED.items():
+    for constant, limit in LIMITS.items():
         monkeypatch.setattr(f"steepest.placements.{constant}", limit)
     card, rule, hyper = rule_of(name)
     units = units_of(tiny())

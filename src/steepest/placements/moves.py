@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from steepest.placements.release import BUCKET as LOAD
 
 SENT = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "reduce": 1, "broadcast": 1, "all-to-all": 1}
 """How often each byte of a collective is sent by a rank, but for its own share of 1/ranks.
@@ -52,14 +48,3 @@ def buckets(sizes: Sequence[int]) -> int:
         if filled >= limit:
             count, filled, limit = count + 1, 0, BUCKET
     return count + (filled > 0)
-
-
-def loads(shapes: Sequence[Sequence[int]], owners: Sequence[int]) -> int:
-    """How many reductions take gradients of these shapes to their owners, if the last is ready first."""
-    count, waiting = 0, Counter[int]()
-    for shape, owner in zip(reversed(shapes), reversed(owners), strict=True):
-        waiting[owner] += math.prod(shape)
-        if waiting[owner] >= LOAD:
-            count += 1
-            del waiting[owner]
-    return count + len(waiting)

@@ -14,6 +14,7 @@ from steepest.placements.blocks import blocks_of
 from steepest.placements.owned import Owned
 from steepest.placements.placement import Placement
 from steepest.placements.release import ToOwners
+from steepest.placements.unused import Unused
 
 KINDS: Mapping[str, str] = {
     "ddp": "every rank holds everything; gradients are averaged (DistributedDataParallel)",
@@ -30,13 +31,14 @@ class Placed:
     """A model over ranks.
 
     model: to be called in training.  placement: for the optimizer; None lets it find its own.
-    gradients: of zero2, once `attach` was called.
+    gradients: of zero2, once `attach` was called.  unused: of a cut model, where passes may leave some out.
     """
 
     kind: str
     model: nn.Module
     placement: Placement | None = None
     gradients: ToOwners | None = None
+    unused: Unused | None = None
 
     def attach(self) -> None:
         """Watch the gradients of a zero2 model, once its optimizer has been made."""
@@ -56,6 +58,8 @@ class Placed:
         """Before a step: gradients are where they belong."""
         if self.gradients is not None:
             self.gradients.finish()
+        if self.unused is not None:
+            self.unused.finish()
 
 
 class _Unsynced(AbstractContextManager[None]):
@@ -75,7 +79,7 @@ def place(
     """Place a model over the ranks of the default process group; every rank holds the same weights before.
 
     shard: ranks in a group that a hybrid model is cut over; it divides the number of ranks.
-    unused: whether some parameters have no part in the loss at times (DistributedDataParallel asks).
+    unused: whether some parameters have no part in the loss at times, perhaps on some ranks alone.
     """
     if kind not in KINDS:
         raise unknown("placement", kind, KINDS)
@@ -86,7 +90,8 @@ def place(
         return Placed(kind, wrapped, Owned() if kind == "zero1" else None)
     if kind == "zero2":
         return Placed(kind, model, Owned())
-    return Placed(kind, _cut(model, kind, device, shard))
+    cut = _cut(model, kind, device, shard)
+    return Placed(kind, cut, unused=Unused(cut) if unused else None)
 
 
 def _cut(model: nn.Module, kind: str, device: str, shard: int | None) -> nn.Module:

@@ -22,8 +22,9 @@ from steepest.codecs import codec_bytes, param_codec, slot_codec
 from steepest.contract import Rule, Scope, SteepestError, compute_dtype, expand, unknown
 from steepest.placements.cost import assign, step_cost
 from steepest.placements.matrices import batches
-from steepest.placements.moves import Move, buckets, loads
+from steepest.placements.moves import Move, buckets
 from steepest.placements.owned import FLYING, PIECE, packed
+from steepest.placements.release import loads
 
 NUMBER = 8
 """Bytes of a number of which ranks make sums: float64."""
@@ -164,7 +165,12 @@ def _owned(name: str, model: Model, ranks: int, group: int) -> Plan:
 
     everything, owned = torch.full((ranks,), sum(sizes)), by_owner(sizes)
     averaged = Move("gradients", "all-reduce", ranks, buckets(sizes), sum(sizes))
-    reduced = Move("gradients to their owners", "reduce", ranks, loads(shapes, owners), sum(sizes))
+    # Beside each gradient goes one number more: whether there is any.
+    sent, calls = (
+        sum(sizes) + len(shapes) * model.dtype.itemsize,
+        len(loads([s.numel() for s in shapes], owners)),
+    )
+    reduced = Move("gradients to their owners", "reduce", ranks, calls, sent)
     moves = _between(
         reduced if name == "zero2" else averaged,
         Move("verdict", "all-reduce", ranks, 1, 3 * NUMBER),
