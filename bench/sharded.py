@@ -44,6 +44,18 @@ def model_of(name: str) -> nn.Module:
     return model
 
 
+class Clipped(torch.optim.AdamW):
+    """torch's fused AdamW behind `clip_grad_norm_`, which looks at the gradients as ours does."""
+
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        super().__init__(params, lr=LR, fused=True)
+        self._all = params
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        nn.utils.clip_grad_norm_(self._all, 1.0)
+        super().step()
+
+
 def build(who: str, model: nn.Module) -> Any:
     """An optimizer by name."""
     import steepest
@@ -52,7 +64,9 @@ def build(who: str, model: nn.Module) -> Any:
     return {
         "steepest": lambda: steepest.AdamW(given, lr=LR),
         "steepest, no check": lambda: steepest.AdamW(given, lr=LR, check_finite=False),
+        "steepest, clipped": lambda: steepest.AdamW(given, lr=LR, max_grad_norm=1.0),
         "torch fused": lambda: torch.optim.AdamW(given, lr=LR, fused=True),
+        "torch fused, clipped": lambda: Clipped(given),
         "torch foreach": lambda: torch.optim.AdamW(given, lr=LR, foreach=True),
         "steepest LAMB": lambda: steepest.LAMB(given, lr=LR),
         "steepest Adafactor": lambda: steepest.Adafactor(given, lr=LR),
@@ -62,6 +76,7 @@ def build(who: str, model: nn.Module) -> Any:
 
 NAMES = (
     *("steepest", "steepest, no check", "torch fused", "torch foreach"),
+    *("steepest, clipped", "torch fused, clipped"),
     *("steepest LAMB", "steepest Adafactor", "steepest AdamW int8"),
 )
 
@@ -127,11 +142,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     ms = on_ranks(times, arguments.model)
+    from steepest.lab.bench.facts import machine
+
     found = {
         "command": " ".join(["python", *sys.argv]),
         "model": arguments.model,
         "ranks": RANKS,
         "ms": {n: max(own[n] for own in ms) for n in NAMES},
+        "cpu": machine("cpu"),
         "peak_mib": {n: max(on_ranks(peak, arguments.model, n, False)) for n in NAMES},
         "peak_mib_libraries_loaded": {n: max(on_ranks(peak, arguments.model, n, True)) for n in NAMES},
     }

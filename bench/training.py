@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -97,12 +99,19 @@ def theirs(model: str, steps: int) -> float:
     return per_step(times)
 
 
+def by_round(a: list[float], b: list[float]) -> float:
+    """How much longer a took than b: the median over rounds, for the machine changes between them."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Steps a second, ours and the Trainer's.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs=2, default=[120, 40], help="for tiny, for small")
+    parser.add_argument("--threads", type=int, help="torch's; its own choice if left out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     cases = {}
     for model, steps in zip(("tiny", "small"), arguments.steps, strict=True):
         racers: dict[str, Callable[[], float]] = {
@@ -115,17 +124,16 @@ def main() -> None:
             names = list(racers)[:: 1 if turn % 2 else -1]
             for name in names:
                 found[name].append(racers[name]())
-        median = {name: statistics.median(values) for name, values in found.items()}
         cases[model] = {
             "steps": steps,
             "ms_a_step": found,
-            "median_ms": median,
-            "times_the_trainer": median["trainer"] / median["ours"],
-            "health_share": 1 - median["bare"] / median["ours"],
+            "median_ms": {name: statistics.median(values) for name, values in found.items()},
+            "times_the_trainer": by_round(found["trainer"], found["ours"]),
+            "health_share": 1 - by_round(found["bare"], found["ours"]),
         }
         print(model, cases[model], flush=True)
     record = {
-        "command": f"python bench/training.py --rounds {arguments.rounds}",
+        "command": shlex.join(["python", *sys.argv]),
         "date": today(),
         "machine": machine("cpu"),
         "threads": torch.get_num_threads(),

@@ -13,6 +13,10 @@ from torch.nn import Parameter
 
 import steepest
 from steepest import Optimizer, Route, SteepestError, schedules
+from steepest.codecs import SLOT_NAMES, slot_codec
+from steepest.contract import Slot
+from steepest.optimizer import state
+from steepest.optimizer.state import encode_slot
 
 SHAPES = ((64, 128), (5,))
 MATRIX = SHAPES[:1]
@@ -323,3 +327,16 @@ def test_unchecked_a_loss_scaler_still_decides():
     owned(opt)[0].grad[0, 0] = math.inf
     scaler.step(opt)
     assert snapshot(opt) == before and opt.skipped == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 257), (40, 3, 130), (257, 48)])
+@pytest.mark.parametrize("name", [n for n in SLOT_NAMES if n != "factored" and not n.endswith("_rn")])
+def test_a_slot_encoded_a_few_rows_at_a_time_is_the_slot_encoded_whole(monkeypatch, name, shape):
+    """As large ones are when they are made, so that no copies of them are needed."""
+    codec = slot_codec(name, "m", Slot(), torch.Size(shape), {}, torch.float32, "here")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    whole = encode_slot("m", codec, x, x)
+    monkeypatch.setattr(state, "PIECE", 1000)
+    parts = encode_slot("m", codec, x, x)
+    assert codec.name.startswith(name) and whole.keys() == parts.keys()
+    assert all(torch.equal(whole[part], parts[part]) for part in whole)

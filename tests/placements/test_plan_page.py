@@ -45,7 +45,7 @@ def test_the_tables_are_those_of_the_committed_figures(placements):
 
 def test_the_examples_run(placements):
     blocks = re.findall(r"```python\n(.*?)```", placements.PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         for code in blocks:
