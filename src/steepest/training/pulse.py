@@ -19,7 +19,8 @@ class Pulse:
 
     def __init__(self, store: Any, rank: int) -> None:
         self._store, self._rank, self._over = store, rank, Event()
-        Thread(target=self._beat, name="pulse", daemon=True).start()
+        self._thread = Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread.start()
 
     def _beat(self) -> None:
         count = 0
@@ -31,8 +32,9 @@ class Pulse:
                 return
 
     def stop(self) -> None:
-        """Give no more signs."""
+        """Give no more signs. An interpreter that ends while a thread is inside torch may abort."""
         self._over.set()
+        self._thread.join(2 * BEAT)
 
 
 def signs(store: Any, ranks: Iterable[int]) -> dict[int, bytes]:

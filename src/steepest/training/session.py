@@ -28,7 +28,7 @@ from steepest.training.parts import parts
 from steepest.training.result import StageResult
 from steepest.training.signals import Stop
 from steepest.training.stages import Builder
-from steepest.training.world import ALONE, World
+from steepest.training.world import ALONE, Lost, World
 
 ROLLBACKS = 3
 """Rollbacks of one run before it is given up: more would change what it is trained on without saying so."""
@@ -302,6 +302,8 @@ class Session:
         self._saved_at, self._saved_step, self._warned = time.monotonic(), step, False
         try:
             self.archive.save(self._payload, self.attempt, keep=keep, wait=wait)
+        except Lost:
+            raise
         except SteepestError as error:
             self.journal.event("checkpoint_failed", self.attempt, reason=str(error))
             self.tell(f"no generation was written: {error}")

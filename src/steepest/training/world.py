@@ -212,13 +212,18 @@ class World:
                 self.store.set(f"ended/{self.rank}", words)
             except RuntimeError:
                 return
+            finally:
+                self._stop_pulse()
 
     def leave(self) -> None:
         """End well: all are done."""
         if self.size > 1:
-            if self.pulse is not None:
-                self.pulse.stop()
+            self._stop_pulse()
             _distributed().destroy_process_group()
+
+    def _stop_pulse(self) -> None:
+        if self.pulse is not None:
+            self.pulse.stop()
 
 
 ALONE = World()
