@@ -28,11 +28,18 @@ Case = Mapping[str, Any]
 
 
 def start(
-    ranks: int, folder: Path, cases: Mapping[str, Case], *, timeout: float = 60.0, whole: bool = True
+    ranks: int,
+    folder: Path,
+    cases: Mapping[str, Case],
+    *,
+    timeout: float = 60.0,
+    whole: bool = True,
+    machines: int = 1,
 ) -> list[dict[str, Any]]:
     """Run the cases in so many processes, each in its folder; what every rank has to tell, by rank.
 
     whole: every process ends well. Otherwise a rank that does not is told of as {}.
+    machines: over how many they believe to be spread.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -40,12 +47,14 @@ def start(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     own = {"WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    here = ranks // machines
+    own["LOCAL_WORLD_SIZE"] = here
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "lab")])
     environment = {**os.environ, **{k: str(v) for k, v in own.items()}, "PYTHONPATH": paths}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder), str(timeout)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank % here)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -62,6 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = {f"{kind}/{name}": {"changes": {**RUNS[name], "placement": kind}} for kind, name in CELLS}
     told = start(2, made / "two", cases)
     assert told[0] == told[1], "all ranks know the same"
+    copies = {name: cases[name] for name in ("hybrid/next_token", "hybrid/adagc")}
+    start(4, made / "two of two", copies, machines=2)
     start(3, made / "three", {"ddp/next_token": cases["ddp/next_token"], "fsdp/sft": cases["fsdp/sft"]})
     return made
 
@@ -97,6 +99,11 @@ def test_every_placement_is_there() -> None:
 @pytest.mark.parametrize(("kind", "name"), CELLS)
 def test_two_ranks_train_what_one_process_does(folder: Path, kind: str, name: str) -> None:
     assert_equal(folder / "two" / kind / name, folder / "one" / name)
+
+
+@pytest.mark.parametrize("name", ["next_token", "adagc"])
+def test_two_machines_of_two_ranks_hold_a_copy_each(folder: Path, name: str) -> None:
+    assert_equal(folder / "two of two" / "hybrid" / name, folder / "one" / name)
 
 
 @pytest.mark.parametrize("cell", ["ddp/next_token", "fsdp/sft"])
