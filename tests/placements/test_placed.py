@@ -13,6 +13,7 @@ from steepest import Optimizer
 from steepest.contract import Rule, Scope, zeros
 from steepest.placements import release
 from steepest.placements.place import KINDS, place
+from steepest.placements.unused import EXCHANGE
 
 WORLDS = [2, 3]
 ROWS = 12
@@ -203,6 +204,22 @@ def test_ranks_that_leave_out_different_parameters_train_as_one():
                 told[0][kind][name], p.detach(), msg=lambda m, k=kind, n=name: f"{k} {n}: {m}"
             )
             assert torch.equal(told[0][kind][name], start[name]) == ("ways.2" in name), (kind, name)
+
+
+def older(rank, world):
+    from torch.distributed.fsdp import FSDPModule
+
+    delattr(FSDPModule, EXCHANGE)
+    placed = place(net(), "fsdp", unused=True)
+    loss_of(placed.model, batch(0)).backward()
+    placed.finish()
+    return placed.unused is None and all(
+        p.grad is not None for p in placed.model.parameters() if p.requires_grad
+    )
+
+
+def test_a_torch_that_cannot_exchange_zeros_trains_what_uses_all():
+    assert on_ranks(2, older) == [True, True]
 
 
 def passes_twice(rank, world):

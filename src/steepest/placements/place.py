@@ -14,7 +14,7 @@ from steepest.placements.blocks import blocks_of
 from steepest.placements.owned import Owned
 from steepest.placements.placement import Placement
 from steepest.placements.release import ToOwners
-from steepest.placements.unused import Unused
+from steepest.placements.unused import EXCHANGE, Unused
 
 KINDS: Mapping[str, str] = {
     "ddp": "every rank holds everything; gradients are averaged (DistributedDataParallel)",
@@ -91,7 +91,7 @@ def place(
     if kind == "zero2":
         return Placed(kind, model, Owned())
     cut = _cut(model, kind, device, shard)
-    return Placed(kind, cut, unused=Unused(cut) if unused else None)
+    return Placed(kind, cut, unused=Unused(cut) if unused and hasattr(cut, EXCHANGE) else None)
 
 
 def _cut(model: nn.Module, kind: str, device: str, shard: int | None) -> nn.Module:

@@ -14,6 +14,9 @@ from steepest.placements.traffic import Mover
 Owns = list[tuple[nn.Module, str, int]]
 """Modules with names and places of the parameters that come and go with a unit of a cut model."""
 
+EXCHANGE = "set_reduce_scatter_unused_params"
+"""What a model that was cut has to have; older versions of torch do not."""
+
 
 class Unused:
     """Lets ranks whose passes use different parameters of a cut model exchange the same gradients, and takes
@@ -24,8 +27,8 @@ class Unused:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        exchanges_all: Any = model.set_reduce_scatter_unused_params
-        exchanges_all(True)
+        exchange: Any = getattr(model, EXCHANGE)
+        exchange(True)
         self._params = list(model.parameters())
         self._used = torch.zeros(len(self._params))
         self._mover = Mover()
