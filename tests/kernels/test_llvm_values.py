@@ -82,3 +82,20 @@ def test_all_pairs_of_awkward_numbers(name):
 def test_any_numbers(name, pairs):
     """Lengths about a vector's, so that both the vectors and what is left of them are met."""
     check(name, *map(list, zip(*pairs, strict=True)))
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.3, 0.99), (0.9, 0.3), (0.3, 0.2), (0.5, 0.5), (0.0, 0.0)])
+def test_decays_on_either_side_of_one_half_choose_as_the_reference_does(betas):
+    """`lerp` has two forms, and a kernel two versions: for the first form everywhere, and for either."""
+
+    def stepped(engine):
+        p = torch.linspace(-2, 2, 300)
+        opt = steepest.AdamW([p], lr=0.1, betas=(0.9, 0.95), engine=engine)
+        opt.param_groups[0]["betas"] = betas
+        for scale in (1.0, 1e-6, 1e6):
+            p.grad = torch.cos(torch.arange(300.0)) * scale
+            opt.step()
+        return p, opt.state[p]["m"], opt.state[p]["v"]
+
+    for got, expected in zip(stepped("fused"), stepped("reference"), strict=True):
+        torch.testing.assert_close(got, expected, rtol=3e-6, atol=1e-6 * expected.abs().max().item())

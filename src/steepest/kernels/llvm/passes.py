@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from steepest.kernels.graph import Domain, Type
 from steepest.kernels.llvm.lines import wide
@@ -31,7 +31,7 @@ class PassPrinter(Printer):
         self.lanes = self.width if len(self.added) < MANY else LANES
         self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
         self.far = {k: self._pair("double", "far", self.lanes) for k, _ in self.added}
-        self.maxima = {i: self._pair("i32", "largest", self.width) for s in own.stages for i in s.maxima}
+        self.maxima = {i: self._pair("i32", "largest", LANES) for s in own.stages for i in s.maxima}
         self.kept = {
             i: self.memory(self.values[i].type.value, "kept", layout.block)
             for s in own.stages
@@ -64,10 +64,34 @@ class PassPrinter(Printer):
             end = self.let(f"add i64 {work['column']}, {work['columns']}", "end")
             sums = {i: self._column_sum(i, work) for i in self.column_sums}
             last_row = self.let(f"add i64 {work['row']}, {work['rows']}", "last")
-            with self.loop(work["row"], last_row, 1, "row") as self.row:
-                self._row(work, end, sums)
+            for _ in self._versions():
+                with self.loop(work["row"], last_row, 1, "row") as self.row:
+                    self._row(work, end, sums)
             self._finish(work)
         return self.function(name)
+
+    def _versions(self) -> Iterator[None]:
+        """Twice where numbers of this step choose between vectors: once without the choices, for all of them
+        saying yes, which is usual (a decay is above one half), and once for whatever they say. A choice is a
+        branch and two moves for every vector."""
+        chosen = {
+            self.values[i].args[0] for s in self.own.stages for i in s.values if self.values[i].op == "select"
+        }
+        hosts = sorted(c for c in chosen if self.values[c].domain is Domain.HOST and c in self.constants)
+        if not hosts:
+            yield
+            return
+        usual, other, done = map(self.new, ("usual", "other", "chosen"))
+        every = "true"
+        for c in hosts:
+            every = self.let(f"and i1 {every}, {self.use(c, 1, Type.BOOL)}")
+        self.line(f"br i1 {every}, label {usual}, label {other}")
+        for label, self.chosen in ((usual, set(hosts)), (other, set())):
+            self.label(label)
+            with self.scope():
+                yield
+            self.line(f"br label {done}")
+        self.label(done)
 
     def _column_sum(self, i: int, work: dict[str, str]) -> str:
         """The address of this piece's own sum over its rows, set to zero."""
@@ -102,7 +126,7 @@ class PassPrinter(Printer):
 
     def _block(self, start: str, stop: str) -> None:
         self._clear(self.near, "float", [k for k, _ in self.added], self.lanes)
-        self._clear(self.maxima, "i32", list(self.maxima), self.width)
+        self._clear(self.maxima, "i32", list(self.maxima), LANES)
         length = self.let(f"sub i64 {stop}, {start}")
         whole = self.let(f"and i64 {length}, {-self.width}")
         middle = self.let(f"add i64 {start}, {whole}", "middle")
@@ -136,8 +160,8 @@ class PassPrinter(Printer):
 
     def _largest(self, i: int) -> str:
         many, one = self.maxima[i]
-        of = wide("i32", self.width)
-        name = f"@llvm.vector.reduce.smax.v{self.width}i32"
+        of = wide("i32", LANES)
+        name = f"@llvm.vector.reduce.smax.v{LANES}i32"
         self.declare(f"i32 {name}({of})")
         self.declare("i32 @llvm.smax.i32(i32, i32)")
         x = self.let(f"call i32 {name}({of} {self.let(f'load {of}, ptr {many}')})")
@@ -186,14 +210,10 @@ class PassPrinter(Printer):
     def _kept_at(self, i: int, start: str) -> str:
         return self.at(self.kept[i], self.values[i].type.value, self.let(f"sub i64 {self.column}, {start}"))
 
-    def place(self, width: int) -> str:
+    def place(self) -> str:
         first = self.let(f"mul i64 {self.row}, {self.facts['length']}")
         first = self.let(f"add i64 {first}, {self.facts['start']}")
-        first = self.let(f"trunc i64 {self.let(f'add i64 {first}, {self.column}')} to i32")
-        if width == 1:
-            return first
-        lanes = ", ".join(f"i32 {i}" for i in range(width))
-        return self.let(f"add <{width} x i32> {self.repeated(first, 'i32', width)}, <{lanes}>")
+        return self.let(f"trunc i64 {self.let(f'add i64 {first}, {self.column}')} to i32")
 
     # ------------------------------------------------------------ sums
 
@@ -210,13 +230,13 @@ class PassPrinter(Printer):
         of = wide("float", lanes)
         total = self.let(f"load {of}, ptr {to}")
         for first in range(0, width, lanes):
-            part = whole if lanes == width else self._lanes(whole, width, first)
+            part = whole if lanes == width else self._lanes(whole, "float", width, first)
             total = self.let(f"fadd contract {of} {total}, {part}")
         self.line(f"store {of} {total}, ptr {to}")
 
-    def _lanes(self, x: str, width: int, first: int) -> str:
+    def _lanes(self, x: str, kind: str, width: int, first: int) -> str:
         """LANES elements of a vector."""
-        of, places = wide("float", width), ", ".join(f"i32 {first + i}" for i in range(LANES))
+        of, places = wide(kind, width), ", ".join(f"i32 {first + i}" for i in range(LANES))
         return self.let(f"shufflevector {of} {x}, {of} poison, <{LANES} x i32> <{places}>")
 
     def _add_column(self, i: int, x: int, width: int) -> None:
@@ -226,12 +246,16 @@ class PassPrinter(Printer):
         self.line(f"store {of} {new}, ptr {to}, align 4")
 
     def _raise_largest(self, i: int, width: int) -> None:
-        of, to = wide("i32", width), self.maxima[i][width == 1]
-        name = f"@llvm.smax.{'i32' if width == 1 else f'v{width}i32'}"
+        lanes = min(width, LANES)
+        of, to = wide("i32", lanes), self.maxima[i][width == 1]
+        name = f"@llvm.smax.{'i32' if width == 1 else f'v{LANES}i32'}"
         self.declare(f"{of} {name}({of}, {of})")
-        old = self.let(f"load {of}, ptr {to}")
-        new = self.use(self.values[i].args[0], width, Type.INT)
-        self.line(f"store {of} {self.let(f'call {of} {name}({of} {old}, {of} {new})')}, ptr {to}")
+        x = self.use(self.values[i].args[0], width, Type.INT)
+        largest = self.let(f"load {of}, ptr {to}")
+        for first in range(0, width, lanes):
+            part = x if lanes == width else self._lanes(x, "i32", width, first)
+            largest = self.let(f"call {of} {name}({of} {largest}, {of} {part})")
+        self.line(f"store {of} {largest}, ptr {to}")
 
     def _total(self, pair: tuple[str, str]) -> str:
         of = wide("double", self.lanes)

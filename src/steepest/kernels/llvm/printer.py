@@ -46,6 +46,9 @@ COUNTS = {"columns": "length", "rows": "all_rows", "numel": "numel"}
 WORK = ("tensor", "row", "rows", "column", "columns")
 """Of a piece: its tensor, and the rectangle of rows and columns. A fold has one piece a tensor."""
 
+ESTIMATES = '"reciprocal-estimates"="sqrtf,vec-sqrtf"'
+"""Of a function: roots that need not be exact begin with the processor's estimate."""
+
 STORED = {
     torch.float32: ("float", 4),
     torch.bfloat16: ("i16", 2),
@@ -95,6 +98,7 @@ class Printer:
         self.facts: dict[str, str] = {}
         self.bases: dict[str, str] = {}
         self.rows: dict[str, str] = {}
+        self.chosen: set[int] = set()  # conditions that hold where the text is now
 
     # ------------------------------------------------------------ text
 
@@ -152,7 +156,7 @@ class Printer:
         """The finished text."""
         given = [f"  %args.{a} = load ptr, ptr {self._arg(i)}" for i, a in enumerate(ARGS)]
         slots = [f"  %slot.{i} = getelementptr ptr, ptr %args, i64 {i}" for i in range(len(ARGS))]
-        head = [f"define void @{name}(ptr %args) {{", "entry:", *slots, *given, *self.allocas]
+        head = [f"define void @{name}(ptr %args) {ESTIMATES} {{", "entry:", *slots, *given, *self.allocas]
         return "\n".join([*head, *self.lines, "  ret void", "}"])
 
     def _arg(self, i: int) -> str:
@@ -265,8 +269,8 @@ class Printer:
         if (i, width) not in self.env and (i, 1) not in self.env and v.op not in ("literal", "host"):
             self.env[i, width] = instruction(self, i, v, width)
 
-    def place(self, width: int) -> str:
-        """The places of the elements in their tensor, i32; a pass knows them."""
+    def place(self) -> str:
+        """The place of the first element in its tensor, i32; a pass knows it."""
         raise NotImplementedError
 
     def key(self, number: int, width: int) -> str:
