@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from laws.cases import CASES, bucket, tensors
 from steepest import Optimizer
-from steepest.codecs import tensor_key, word
+from steepest.codecs import STRIDE, multiplier, tensor_key, word
 from steepest.contract import Hyper, Scope, Slot
 from steepest.engines.classes import always, find_kernel
 from steepest.engines.fused import Fused
@@ -33,11 +33,11 @@ class Interpreted(Fused):
 
 
 @triton.jit
-def draw(to, seed, step, ordinal, first, SALT: tl.constexpr):
+def draw(to, seed, step, ordinal, first, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr):
     key0, key1 = device.tensor_key(tl.load(seed), tl.load(step), tl.load(ordinal))
     at = tl.arange(0, 64)
     place = (tl.load(first) + at).to(tl.int32)
-    tl.store(to + at, device.word(place, key0, key1, SALT))
+    tl.store(to + at, device.word(place, key0, key1, STRIDE, MULTIPLIER))
 
 
 @settings(max_examples=30)
@@ -51,8 +51,8 @@ def draw(to, seed, step, ordinal, first, SALT: tl.constexpr):
 def test_noise_is_that_of_the_codecs_to_the_last_bit(seed, step, ordinal, first, number):
     to = torch.zeros(64, dtype=torch.int32)
     whole = [torch.tensor([n]) for n in (seed & 0xFFFFFFFF, ordinal, first)]
-    salt = number * 0xC2B2AE35 & 0xFFFFFFFF
-    draw[(1,)](to, whole[0], torch.tensor([float(step)], dtype=torch.float64), *whole[1:], SALT=salt)
+    constants = {"STRIDE": STRIDE, "MULTIPLIER": multiplier(number)}
+    draw[(1,)](to, whole[0], torch.tensor([float(step)], dtype=torch.float64), *whole[1:], **constants)
     expected = word(first + torch.arange(64), tensor_key(seed, step, ordinal), number)
     assert torch.equal(to, expected)
 

@@ -335,8 +335,8 @@ def test_a_slot_encoded_a_few_rows_at_a_time_is_the_slot_encoded_whole(monkeypat
     """As large ones are when they are made, so that no copies of them are needed."""
     codec = slot_codec(name, "m", Slot(), torch.Size(shape), {}, torch.float32, "here")
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    whole = encode_slot("m", codec, x, x)
+    whole = encode_slot("m", codec, x)
     monkeypatch.setattr(state, "PIECE", 1000)
-    parts = encode_slot("m", codec, x, x)
+    parts = encode_slot("m", codec, x)
     assert codec.name == {"fp32": "float32"}.get(name, name) and whole.keys() == parts.keys()
     assert all(torch.equal(whole[part], parts[part]) for part in whole)

@@ -14,7 +14,7 @@ from steepest.codecs.table import (
     plain,
     slot_codec,
 )
-from steepest.codecs.verbs import Noise, tensor_key, word
+from steepest.codecs.verbs import STRIDE, Middle, Noise, multiplier, tensor_key, word
 from steepest.codecs.whole import decode, decode_all, encode_all, stored_name
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "PARAM_NAMES",
     "SLOT_CODECS",
     "SLOT_NAMES",
+    "STRIDE",
+    "Middle",
     "Noise",
     "codec_bytes",
     "compressible",
@@ -30,6 +32,7 @@ __all__ = [
     "decode_all",
     "encode_all",
     "grid",
+    "multiplier",
     "pack",
     "param_codec",
     "part_shape",

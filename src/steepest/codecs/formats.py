@@ -16,11 +16,13 @@ import torch
 
 from steepest.codecs.verbs import (
     SIGN,
+    UNIT,
     Noise,
     bits,
     block_max,
     column_mean,
     from_bits,
+    root,
     row_mean,
     to_float,
     to_int,
@@ -45,7 +47,7 @@ def truncated() -> Format:
     """bfloat16, stochastic: 16 random bits are added to what is cut off, so that the mean is exact."""
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
-        return {"": from_bits((bits(x) + noise(16)) & -0x10000)}
+        return {"": from_bits((bits(x) + noise.whole(16)) & -0x10000)}
 
     return encode, lambda s: s.codes
 
@@ -64,7 +66,7 @@ def half(signed: bool, stochastic: bool) -> Format:
         scale = block_max(size) * (1 / (1 - least))  # so that the largest value is exact
         y = atleast(size * _inverse(scale), floor) + least
         if stochastic:
-            y = from_bits((bits(y) + noise(13)) & -0x2000)
+            y = from_bits((bits(y) + noise.whole(13)) & -0x2000)
         return {"": _signed(y, x) if signed else y, "scale": scale}
 
     def decode(s: Slots) -> Any:
@@ -92,7 +94,7 @@ def float8(signed: bool, stochastic: bool) -> Format:
         size = abs(x) if signed else x
         scale = block_max(size) * (1 / room)
         b = bits(size * _inverse(scale) + least)
-        b = b + (noise(12, 8) if stochastic else 0x80000)
+        b = b + (noise.whole(20) if stochastic else 0x80000)
         code = (b >> 20) - offset
         if signed:
             sign = bits(x) >> 31
@@ -110,21 +112,28 @@ def float8(signed: bool, stochastic: bool) -> Format:
 def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Format:
     """Whole numbers k up to `levels`, with steps that widen with the value: (k / levels)^2, or to the fourth
     without a sign, whose root is what a rule uses. `packed` keeps the sign in bit 3, for four bits."""
-    last = levels**2 if signed else levels**4
-    least = 2.0**-30 if signed else 1.0  # of the root's argument; v = 0 would divide by eps
+    square = levels**2
+    # Of the root's argument. v = 0 would divide by eps: its code is 1 at least.
+    least = 2.0**-60 if signed else (1 + 2.0**-20) / square
+    above = 1 + 2.0**-13 if stochastic else 1.0  # of the scale: the largest is never rounded past the last
 
     def encode(x: Any, noise: Noise) -> Mapping[str, Any]:
         size = abs(x) if signed else x
-        scale = block_max(size)
-        y = size * _inverse(scale) * last
+        scale = block_max(size) * above
+        y = size * _inverse(scale)
         if stochastic:
             # k + 1 with the probability of a straight line from k^2 to (k + 1)^2: y > k^2 + u (2 k + 1) is
-            # root(y - u (1 - u)) - u > k. To the fourth: root(y) for y, 3 u (1 - u) for u (1 - u), nearly.
-            u = to_float(noise(12)) * 2.0**-12 + 2.0**-13
-            w = u - u * u
-            k = sqrt(atleast(y - w if signed else sqrt(y) - 3 * w, least)) + u
+            # root(y - u (1 - u)) - u > k, where u (1 - u) = 1/4 - c^2 for u = 1/2 + c. To the fourth: root(y)
+            # for y, and three times that, nearly.
+            drawn = noise.real()
+            c = drawn * (UNIT / levels * (1.0 if signed else 3**0.5))
+            if signed:
+                y = sqrt(atleast(y - 0.25 / square + c * c, least))
+            else:
+                y = root(atleast(sqrt(y) - 0.75 / square + c * c, least))
+            k = y * levels + (drawn * UNIT + 0.5)
         else:
-            k = sqrt(y if signed else atleast(sqrt(y), least)) + 0.5
+            k = sqrt(atleast(y if signed else sqrt(y), least)) * levels + 0.5
         k = to_int(k if packed or not signed else _signed(k, x))
         if signed and packed:
             k = k | (bits(x) >> 28 & 8)
@@ -132,10 +141,10 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
 
     def decode(s: Slots) -> Any:
         f = to_float(s.codes & 7 if signed and packed else s.codes)
-        if not signed:  # in two steps: a scale by levels to the fourth may lie below float32
-            square = f * f * (1 / levels**2)
-            return square * square * s.scale
-        scale = s.scale * (1 / last)
+        if not signed:  # by roots: a scale by levels to the fourth may lie below float32
+            half = f * f * (sqrt(s.scale) * (1 / square))
+            return half * half
+        scale = s.scale * (1 / square)
         if packed:
             return from_bits(bits(f * f * scale) | (s.codes & 8) << 28)
         return f * abs(f) * scale
@@ -151,8 +160,8 @@ def rank_one() -> Format:
         return {"row": row_mean(x), "column": column_mean(x)}
 
     def decode(s: Slots) -> Any:
-        root = sqrt(s.row / atleast(column_mean(s.row), TINY)) * sqrt(s.column)
-        return root * root
+        half = sqrt(s.row / atleast(column_mean(s.row), TINY)) * sqrt(s.column)
+        return half * half
 
     return encode, decode
 
@@ -166,7 +175,7 @@ def split(low_bits: int) -> Format:
         high = (b + 0x8000) & -0x10000
         low = b - high
         if low_bits == 8:
-            low = atmost((low + noise(8)) >> 8, 127)
+            low = atmost((low + noise.whole(8)) >> 8, 127)
         return {"": from_bits(high), "low": low}
 
     def decode(s: Slots) -> Any:

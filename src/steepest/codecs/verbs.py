@@ -58,6 +58,12 @@ def to_float(k: Any) -> Any:
 
 
 @verb
+def root(x: Any) -> Any:
+    """The square root, but for its last two bits: kernels may compute it from an estimate."""
+    return x.sqrt()
+
+
+@verb
 def to_bfloat16(x: Any) -> Any:
     """The nearest number that bfloat16 has, as float32."""
     return x.to(torch.bfloat16).to(torch.float32)
@@ -105,29 +111,62 @@ def tensor_key(seed: int, step: int, ordinal: Any) -> tuple[Any, Any]:
     return first, mix(first + 0x9E3779B9 & 0xFFFFFFFF)
 
 
+STRIDE = 0x85EBCA6B
+"""From the hash of one element to that of the next, before they are mixed."""
+
+
+def multiplier(number: int) -> int:
+    """What makes the n-th word of an element from its hash: odd, so that no two hashes become the same."""
+    return (0x735A2D97 + 2 * number * 0x9E3779B9) & 0xFFFFFFFF
+
+
 def word(index: Any, key: tuple[int, int], number: int) -> Any:
-    """32 random bits (int32) for each element. index: int64, the element's place in the global tensor."""
+    """A random int32 for each element, of which the upper bits are to be used: a product's lower bits know
+    nothing of its factors' upper ones. index: int64, the element's place in the global tensor.
+
+    It is a step of `mix` between two products, of which the first is a sum from one element to the next: five
+    instructions an element, and one more for each further word.
+    """
     first, second = key
-    x = ((index ^ first) & 0xFFFFFFFF) * 0x21F0AAAD + second & 0xFFFFFFFF
-    x = (x ^ x >> 15 ^ (number * 0xC2B2AE35 & 0xFFFFFFFF)) * 0x735A2D97 & 0xFFFFFFFF
-    x = x ^ x >> 15
+    x = (index * STRIDE + first) & 0xFFFFFFFF
+    x = (x ^ x >> 15 ^ second) * multiplier(number) & 0xFFFFFFFF
     return torch.where(x >= 2**31, x - 2**32, x).to(torch.int32)
 
 
-class Noise:
-    """Random whole numbers for stochastic rounding, drawn in the order of the codecs that ask.
+UNIT = 2.0**-32 - 2.0**-50
+"""Of `Noise.real`: it stays 2e-6 from either end, which is more than what is added to it is rounded by."""
 
-    words: the n-th word of 32 random bits of every element. One word serves several draws.
+
+class Noise:
+    """Random numbers for stochastic rounding, drawn in the order of the codecs that ask.
+
+    words: the n-th random word of every element; each draw takes one.
     """
 
     def __init__(self, words: Callable[[int], Any]) -> None:
-        self.words, self.number, self.used = words, 0, 0
+        self.words, self.drawn = words, 0
 
-    def __call__(self, count: int, shift: int = 0) -> Any:
-        """Uniform in [0, 2^count), shifted to the left."""
-        if self.used + count > 32:
-            self.number, self.used = self.number + 1, 0
-        drawn, down = self.words(self.number), self.used - shift
-        drawn = drawn >> down if down > 0 else drawn << -down if down else drawn
-        self.used += count
-        return drawn & (2**count - 1) << shift
+    def _word(self) -> Any:
+        self.drawn += 1
+        return self.words(self.drawn - 1)
+
+    def whole(self, count: int) -> Any:
+        """Uniform among the whole numbers below 2^count."""
+        return self._word() >> 32 - count & 2**count - 1
+
+    def real(self) -> Any:
+        """Uniform between -1/2 and 1/2, once multiplied by UNIT."""
+        return to_float(self._word())
+
+
+class Middle(Noise):
+    """The middle of whatever might be drawn: rounding to nearest, where no step is taken."""
+
+    def __init__(self) -> None:
+        pass
+
+    def whole(self, count: int) -> int:
+        return 1 << (count - 1)
+
+    def real(self) -> float:
+        return 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ def _machine() -> tuple[Any, tuple[str, ...]]:
     llvm.initialize_native_asmprinter()
     triple, cpu = llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
+    if platform.machine() in ("x86_64", "AMD64"):  # else LLVM thinks roots too fast to be estimated
+        features += ",-fast-vector-fsqrt,-fast-scalar-fsqrt"
     # The large model: a function of the C library may lie anywhere.
     target = llvm.Target.from_triple(triple)
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True, codemodel="large")

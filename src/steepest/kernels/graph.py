@@ -99,6 +99,7 @@ FLOAT_OPS: Mapping[Callable[..., Any], str] = {
     torch.neg: "neg",
     torch.abs: "abs",
     torch.sqrt: "sqrt",
+    verbs.root: "root",
     torch.exp: "exp",
     torch.log: "log",
     torch.tanh: "tanh",

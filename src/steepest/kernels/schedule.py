@@ -243,9 +243,8 @@ class _Scheduler:
                 i for i in self.code.cone([*wanted[s], *later], known) if self.values[i].domain is element
             ]
             again = {i for i in inside[s] if i in given or self.values[i].attr == "g"}
+            again |= {i for i in inside[s] if self.values[i].op == "random"}  # made where it is needed
             kept |= {i for i in inside[s] if stage[i] < s and known(i)} - again
-        drawn = {i for i in kept if self.values[i].op == "random"}
-        kept -= {i for i in drawn if i not in inside[0]}  # noise is drawn again unless it was drawn before
         for s in range(count):
             yield Stage(
                 tuple(i for i in cone if self.values[i].domain is Domain.BLOCK and stage[i] == s),
@@ -257,9 +256,16 @@ class _Scheduler:
             )
 
     def _cheap(self, i: int) -> bool:
+        """Whether to compute a value again rather than to keep it: a bit of another, or chance alone."""
+        v = self.values[i]
+        varying = {a for a in v.args if self.values[a].domain is Domain.ELEMENT}
+        return (len(varying) == 1 and v.op in CHEAP) or self._chance(i)
+
+    def _chance(self, i: int) -> bool:
+        """Whether an element's value follows from its noise alone."""
         v = self.values[i]
         varying = [a for a in v.args if self.values[a].domain is Domain.ELEMENT]
-        return v.op in CHEAP and len(set(varying)) == 1
+        return v.op == "random" or (bool(varying) and all(map(self._chance, varying)))
 
     # ------------------------------------------------------------ folds between passes
 

@@ -38,7 +38,7 @@ def transfer(here: Held, there: Held, notes: Notes, *, zero_m: bool, factor: flo
         elif _shape(here, slot) != _shape(there, slot):
             notes[slot] = "started fresh: it has another shape"
         elif of == "square" and factor != 1.0:
-            out |= encode_slot(slot, here.codecs[slot], _fit(_values(there)[slot] * factor, here), here.local)
+            out |= encode_slot(slot, here.codecs[slot], _fit(_values(there)[slot] * factor, here))
             notes[slot] = f"times {factor:.3g}"
         else:
             out |= _same(here, there, slot, notes)
@@ -72,7 +72,7 @@ def convert(here: Held, there: Held, notes: Notes) -> dict[str, Any]:
         if scale == 1.0 and slot == name and slot in there.codecs and same_form(here, there, slot):
             out |= _same(here, there, slot, notes)
             continue
-        out |= encode_slot(slot, here.codecs[slot], _fit(value * scale, here), here.local)
+        out |= encode_slot(slot, here.codecs[slot], _fit(value * scale, here))
         was = f"{name} {there.codecs[name].name}"
         times = f", times {scale:.3g}" if scale != 1.0 else ""
         notes[slot] = f"from {there.rule.name}'s {was}, as {here.codecs[slot].name}{times}"
@@ -95,10 +95,10 @@ def param_bits(here: Held, there: Held, notes: Notes) -> dict[str, Tensor]:
         return {name: held[name].detach().to(here.local.device, copy=True) for name in parts if name != "p"}
     notes["p"] = f"lower bits from {old.name}, as {new.name}"
     master = decode(old, "p", {name: unpack(held[name], of, here.local.shape) for name, of in parts.items()})
-    upper = encode_slot("p", new, master, here.local)["p"]
+    upper = encode_slot("p", new, master)["p"]
     # The parameter itself must stay: where the other codec rounds a tie the other way, nothing is below it.
     master = torch.where(upper == here.local, master, here.local.to(master.dtype))
-    return {name: x for name, x in encode_slot("p", new, master, here.local).items() if name != "p"}
+    return {name: x for name, x in encode_slot("p", new, master).items() if name != "p"}
 
 
 def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tuple[str, Tensor] | None:
@@ -151,7 +151,7 @@ def _same(here: Held, there: Held, slot: str, notes: Notes) -> dict[str, Any]:
         names = [stored_name(slot, part) for part in old.parts]
         return {name: there.state[name].detach().to(here.local.device, copy=True) for name in names}
     notes[slot] = f"kept, {old.name} -> {new.name}"
-    return encode_slot(slot, new, _fit(_values(there)[slot], here), here.local)
+    return encode_slot(slot, new, _fit(_values(there)[slot], here))
 
 
 def _fit(value: Tensor, here: Held) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.codecs import decode, pack, param_codec, part_shape, slot_codec, stored_name, unpack
+from steepest.codecs import Middle, decode, pack, param_codec, part_shape, slot_codec, stored_name, unpack
 from steepest.contract import Codec, Live, Rule, Shard, SteepestError, compute_dtype, expand, unknown
 from steepest.placements import Placement
 
@@ -148,9 +148,9 @@ def allocate(
             if shape == p.shape
             else torch.full(shape, value, **like)
         )
-        state |= encode_slot(name, codecs[name], x, p)
+        state |= encode_slot(name, codecs[name], x)
     if len(codecs["p"].parts) > 1:
-        extra = encode_slot("p", codecs["p"], p.detach().to(compute_dtype(p)), p)
+        extra = encode_slot("p", codecs["p"], p.detach().to(compute_dtype(p)))
         state |= {name: value for name, value in extra.items() if name != "p"}
     return state
 
@@ -186,14 +186,11 @@ PIECE = 2**20
 """Elements that are encoded at a time."""
 
 
-def encode_slot(name: str, codec: Codec, x: Tensor, p: Tensor) -> dict[str, Tensor]:
-    """The stored tensors of one slot of p at the value x. No step is taken, so nothing is left to chance."""
-
-    def middle(count: int, shift: int = 0) -> Tensor:
-        return torch.tensor(1 << (count - 1 + shift), dtype=torch.int32, device=p.device)
+def encode_slot(name: str, codec: Codec, x: Tensor) -> dict[str, Tensor]:
+    """The stored tensors of one slot at the value x. No step is taken, so nothing is left to chance."""
 
     def packed(own: Tensor) -> dict[str, Tensor]:
-        encoded = codec.encode(own, middle).items()
+        encoded = codec.encode(own, Middle()).items()
         return {stored_name(name, part): pack(value, codec.parts[part], own.shape) for part, value in encoded}
 
     whole = {"row", "column"} & {part.per for part in codec.parts.values()}

@@ -359,7 +359,7 @@ class Stateful(torch.optim.Optimizer):
             for slot, value in taken.items():
                 here = held.slice(slot, self.placement.unwrap(value, value.shape))
                 x = here.to(device=held.local.device, dtype=compute_dtype(held.p), copy=True)
-                fresh[held.p] |= encode_slot(slot, held.codecs[slot], x, held.local)
+                fresh[held.p] |= encode_slot(slot, held.codecs[slot], x)
         self.adopt(fresh, committed=max(steps))
 
     def export_torch_state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from steepest.codecs import STRIDE, multiplier
 from steepest.kernels.graph import Type, Value
 from steepest.kernels.trace import Untraceable
 
@@ -51,6 +52,8 @@ BINARY = {
 }
 """contract: a product and a sum may become one instruction, rounded once."""
 INTRINSIC = {"abs": "fabs", "sqrt": "sqrt", "exp": "exp", "log": "log", "tanh": "tanh", "pow": "pow"}
+ESTIMATED = "afn ninf nsz contract "
+"""Allows an estimate of a root and a step of Newton's, where `printer.ESTIMATES` asks for it."""
 COMPARE = {"gt": ("ogt", "sgt"), "ge": ("oge", "sge"), "lt": ("olt", "slt"), "le": ("ole", "sle")}
 EQUAL = {"eq": ("oeq", "eq"), "ne": ("une", "ne")}
 
@@ -67,14 +70,16 @@ def instruction(p: Printer, i: int, v: Value, width: int) -> str:
         return p.let(f"{BINARY[v.op]} {of} {args[0]}, {args[1]}")
     if v.op in INTRINSIC:
         return _intrinsic(p, INTRINSIC[v.op], of, args, width)
+    if v.op == "root":
+        return _intrinsic(p, "sqrt", of, args, width, ESTIMATED)
     raise Untraceable(f"the CPU printer has no instruction for {v.op}.")
 
 
-def _intrinsic(p: Printer, name: str, of: str, args: list[str], width: int) -> str:
+def _intrinsic(p: Printer, name: str, of: str, args: list[str], width: int, flags: str = "") -> str:
     suffix = "f32" if width == 1 else f"v{width}f32"
     called = f"@llvm.{name}.{suffix}"
     p.declare(f"{of} {called}({', '.join([of] * len(args))})")
-    return p.let(f"call {of} {called}({', '.join(f'{of} {a}' for a in args)})")
+    return p.let(f"call {flags}{of} {called}({', '.join(f'{of} {a}' for a in args)})")
 
 
 def _compare(p: Printer, v: Value, width: int) -> str:
@@ -88,6 +93,8 @@ def _compare(p: Printer, v: Value, width: int) -> str:
 
 def _select(p: Printer, v: Value, width: int) -> str:
     c = p.values[v.args[0]]
+    if v.args[0] in p.chosen:
+        return p.use(v.args[1], width, v.type)
     single = c.op == "literal" or c.domain.value == 0  # one condition chooses whole vectors
     condition = p.use(v.args[0], 1 if single else width, Type.BOOL)
     of = wide(v.type.value, width)
@@ -162,21 +169,20 @@ def _iabs(p: Printer, v: Value, width: int) -> str:
 
 
 def _random(p: Printer, v: Value, width: int) -> str:
-    """The text of `codecs.verbs.word`, on the element's place in the tensor."""
+    """The text of `codecs.verbs.word`; the first product is computed once a vector."""
     of = wide("i32", width)
 
     def number(n: int) -> str:
         return literal(n - 2**32 if n >= 2**31 else n, Type.INT, width)
 
-    def folded(x: str, bits: int) -> str:
-        return p.let(f"xor {of} {x}, {p.let(f'lshr {of} {x}, {number(bits)}')}")
-
-    x = p.let(f"xor {of} {p.place(width)}, {p.key(0, width)}")
-    x = p.let(f"mul {of} {x}, {number(0x21F0AAAD)}")
-    x = folded(p.let(f"add {of} {x}, {p.key(1, width)}"), 15)
-    if v.attr:
-        x = p.let(f"xor {of} {x}, {number(v.attr * 0xC2B2AE35 & 0xFFFFFFFF)}")
-    return folded(p.let(f"mul {of} {x}, {number(0x735A2D97)}"), 15)
+    x = p.let(f"mul i32 {p.place()}, {STRIDE - 2**32}")
+    x = p.let(f"add i32 {x}, {p.key(0, 1)}")
+    if width > 1:
+        strides = ", ".join(f"i32 {i * STRIDE & 0xFFFFFFFF}" for i in range(width))
+        x = p.let(f"add {of} {p.repeated(x, 'i32', width)}, <{strides}>")
+    x = p.let(f"xor {of} {x}, {p.let(f'lshr {of} {x}, {number(15)}')}")
+    x = p.let(f"xor {of} {x}, {p.key(1, width)}")
+    return p.let(f"mul {of} {x}, {number(multiplier(v.attr))}")
 
 
 SPECIAL: Mapping[str, Callable[[Printer, Value, int], str]] = {

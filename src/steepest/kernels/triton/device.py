@@ -70,12 +70,12 @@ def tensor_key(seed, step, ordinal):
 
 
 @triton.jit
-def word(place, first, second, salt):
-    """32 random bits for elements at these places (the low 32 bits). salt: of the number of the word."""
-    x = place.to(tl.uint32, bitcast=True) ^ first
-    x = tl.add(tl.mul(x, 0x21F0AAAD, sanitize_overflow=False), second, sanitize_overflow=False)
-    x = tl.mul(x ^ (x >> 15) ^ salt, 0x735A2D97, sanitize_overflow=False)
-    return (x ^ (x >> 15)).to(tl.int32, bitcast=True)
+def word(place, first, second, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr):
+    """A random int32 for elements at these places (the low 32 bits)."""
+    x = tl.mul(place.to(tl.uint32, bitcast=True), STRIDE, sanitize_overflow=False)
+    x = tl.add(x, first, sanitize_overflow=False)
+    x = tl.mul(x ^ (x >> 15) ^ second, MULTIPLIER, sanitize_overflow=False)
+    return x.to(tl.int32, bitcast=True)
 
 
 # ------------------------------------------------------------ sums, in a fixed order

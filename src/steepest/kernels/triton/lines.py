@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from steepest.codecs import STRIDE, multiplier
 from steepest.kernels.graph import Domain, Type, Value
 from steepest.kernels.trace import Untraceable
 
@@ -19,6 +20,7 @@ PLAIN: Mapping[str, str] = {
     "neg": "-{0}",
     "abs": "tl.abs({0})",
     "sqrt": "tl.sqrt_rn({0})",
+    "root": "tl.sqrt({0})",
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     "tanh": "device.tanh({0})",
@@ -71,7 +73,7 @@ def instruction(text: Text, v: Value) -> str:
     if v.op == "select":
         return _select(text, v)
     if v.op == "random":
-        return f"device.word(place, key0, key1, {v.attr * 0xC2B2AE35 & 0xFFFFFFFF})"
+        return f"device.word(place, key0, key1, {STRIDE}, {multiplier(v.attr)})"
     raise Untraceable(f"the GPU printer has no instruction for {v.op}.")
 
 
