@@ -337,7 +337,8 @@ class Printer:
         if part.dtype is torch.float16:
             x = self.let(f"fptrunc {floats} {x} to {wide('half', width)}")
         elif part.dtype is not torch.float32:
-            x = self.let(f"trunc {ints} {x} to {wide(stored, width)}")
+            fits = "nuw" if part.dtype in (torch.bfloat16, torch.uint8) else "nsw"  # so that nothing masks it
+            x = self.let(f"trunc {fits} {ints} {x} to {wide(stored, width)}")
         to = self.at(row, stored, column)
         self.line(f"store {wide(stored, width)} {x}, ptr {to}, align {size}")
 
