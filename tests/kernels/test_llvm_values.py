@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steepest
+from steepest.codecs.verbs import root
 from steepest.contract import Hyper, Scope, zeros
 from steepest.ops import atleast, atmost, clip, lerp, sign, sqrt, where
 from steepest.rules import rule
@@ -23,6 +24,7 @@ FORMULAS = {
     "neg": lambda a, b: -a,
     "abs": lambda a, b: abs(a),
     "sqrt": lambda a, b: sqrt(a),
+    "root": lambda a, b: root(clip(where(a == a, abs(a), 1.0), 2.0**-60, 1e30)),
     "rsqrt": lambda a, b: torch.rsqrt(a),
     "sign": lambda a, b: sign(a),
     "lerp": lambda a, b: lerp(a, b, 0.3),

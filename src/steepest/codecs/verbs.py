@@ -59,7 +59,7 @@ def to_float(k: Any) -> Any:
 
 @verb
 def root(x: Any) -> Any:
-    """The square root, but for its last two bits: kernels may compute it from an estimate."""
+    """The square root of a finite number, but for its last two bits: kernels may begin with an estimate."""
     return x.sqrt()
 
 
