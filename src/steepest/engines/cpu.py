@@ -128,6 +128,8 @@ class Cpu:
             if plan.tables.kernel.schedule.code.sums:
                 totals = plan.tables.totals()
                 sums[plan.rows, : totals.shape[1]] = totals
+        if not any(bucket.telemetry for bucket in buckets):
+            return [None] * len(buckets)
         told = torch.from_numpy(sums).split(counts)
         for (b, indices), (found, _) in zip(self._rest, rest, strict=True):
             if found is not None:

@@ -160,7 +160,8 @@ class Optimizer(Observed):
             engine = self._engine if not wave else self._later.setdefault(wave, find_engine(self.engine))
             sums += engine.run([self.bucket(lot, grads, verdict) for lot in lots])
             self.placement.depart(wave)
-        self.placement.publish([p for p in params if p.requires_grad])
+        if self.placement.moves:
+            self.placement.publish([p for p in params if p.requires_grad])
         self._sums = [(lot.members, s) for lot, s in zip(layout.lots, sums, strict=True) if s is not None]
         self._count(layout.lots, 1)
         self.consecutive_skips = 0
