@@ -38,15 +38,15 @@ def main() -> None:
 
 def _measure(out: Path, update: bool, further: list[str]) -> None:
     with TemporaryDirectory() as folder:
-        new = Path(folder) / out.name if update else out
+        new = Path(folder) / out.name if update else out  # which keeps what a run had when it was stopped
         command = "import sys; from steepest.cli import main; sys.argv[0] = 'steepest'; main()"
         line = [sys.executable, "-c", command, "bench", "step", "--out", str(new), *further]
         subprocess.run(line, check=True)
-        if update:
-            newer = json.loads(new.read_text())
-            newer["command"] = shlex.join(["python", "bench/step.py", "--update", *further])
-            both = updated(json.loads(out.read_text()), newer)
-            out.write_text(json.dumps(both, indent=1) + "\n")
+        record = json.loads(new.read_text())
+    record["command"] = shlex.join(["python", "bench/step.py", *["--update"] * update, *further])
+    if update:
+        record = updated(json.loads(out.read_text()), record)
+    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ def test_every_draw_has_a_word_of_its_own_and_takes_its_upper_bits():
         return torch.tensor(-(2**31) + 5, dtype=torch.int32)
 
     draw = Noise(words)
-    assert (int(draw.whole(16)), int(draw.whole(32 - 1))) == (2**15, 2**30 + 2) and asked == [0, 1]
+    assert (int(draw.whole(16)), int(draw.whole(31))) == (2**15, 2**30 + 2) and asked == [0, 1]
     assert float(draw.real()) * UNIT == pytest.approx(-0.5, abs=3e-6) and asked[-1] == 2
 
 

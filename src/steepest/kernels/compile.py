@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -76,7 +75,7 @@ def _machine() -> tuple[Any, tuple[str, ...]]:
     llvm.initialize_native_asmprinter()
     triple, cpu = llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
-    if platform.machine() in ("x86_64", "AMD64"):  # else LLVM thinks roots too fast to be estimated
+    if triple.startswith("x86_64"):  # else LLVM thinks roots too fast to be estimated
         features += ",-fast-vector-fsqrt,-fast-scalar-fsqrt"
     # The large model: a function of the C library may lie anywhere.
     target = llvm.Target.from_triple(triple)
