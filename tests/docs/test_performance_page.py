@@ -16,5 +16,8 @@ def test_the_tables_are_those_of_the_committed_figures():
 
 def test_the_figures_are_of_a_real_model_and_say_where_from():
     assert RECORD["parameters"] == 124_439_808
-    assert RECORD["command"].startswith(("steepest bench step", "python bench/step.py")) and RECORD["machine"]["cpu"]
+    assert (
+        RECORD["command"].startswith(("steepest bench step", "python bench/step.py"))
+        and RECORD["machine"]["cpu"]
+    )
     assert len(RECORD["cases"]) >= 20

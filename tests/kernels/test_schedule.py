@@ -53,6 +53,14 @@ def test_passes_and_bytes(rule, state, hyper, passes, moved):
     assert schedule.bytes_moved == pytest.approx(moved)
 
 
+@pytest.mark.parametrize(("rule", "last", "kept"), [("adamw", True, 2), ("lion", False, 1)])
+def test_parameters_wait_for_the_codecs_where_that_keeps_no_more(rule, last, kept):
+    """Lion's update is not what it stores: to wait, it would have to be kept."""
+    first, second = kernel_of(RULES[rule], "int8").schedule.passes[0].stages
+    assert [name for name, _ in (second if last else first).stores if name == "p"] == ["p"]
+    assert len(first.keeps) == kept
+
+
 def test_parameters_of_two_bytes():
     moved = kernel_of(RULES["adamw"], param="split32", dtype=torch.bfloat16).schedule.bytes_moved
     assert moved == 2 + 2 * (2 + 2) + 16

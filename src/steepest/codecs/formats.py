@@ -27,6 +27,7 @@ from steepest.codecs.verbs import (
     to_float,
     to_int,
 )
+from steepest.codecs.verbs import signed as with_sign
 from steepest.contract import Slots
 from steepest.ops import atleast, atmost, sqrt, where
 
@@ -96,10 +97,7 @@ def float8(signed: bool, stochastic: bool) -> Format:
         b = bits(size * _inverse(scale) + least)
         b = b + (noise.whole(20) if stochastic else 0x80000)
         code = (b >> 20) - offset
-        if signed:
-            sign = bits(x) >> 31
-            code = (code ^ sign) - sign
-        return {"": code, "scale": scale}
+        return {"": with_sign(code, bits(x)) if signed else code, "scale": scale}
 
     def decode(s: Slots) -> Any:
         code = abs(s.codes) if signed else s.codes
@@ -127,16 +125,14 @@ def companded(levels: int, signed: bool, stochastic: bool, packed: bool) -> Form
             # for y, and three times that, nearly.
             drawn = noise.real()
             c = drawn * (UNIT / levels * (1.0 if signed else 3**0.5))
-            if signed:
-                y = sqrt(atleast(y - 0.25 / square + c * c, least))
-            else:
-                y = root(atleast(sqrt(y) - 0.75 / square + c * c, least))
+            y = y - 0.25 / square if signed else sqrt(y) - 0.75 / square
+            y = root(atleast(y + c * c, least))
             k = y * levels + (drawn * UNIT + 0.5)
         else:
             k = sqrt(atleast(y if signed else sqrt(y), least)) * levels + 0.5
-        k = to_int(k if packed or not signed else _signed(k, x))
-        if signed and packed:
-            k = k | (bits(x) >> 28 & 8)
+        k = to_int(k)
+        if signed:
+            k = k | (bits(x) >> 28 & 8) if packed else with_sign(k, bits(x))
         return {"": k, "scale": scale}
 
     def decode(s: Slots) -> Any:

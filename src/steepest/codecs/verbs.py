@@ -58,6 +58,12 @@ def to_float(k: Any) -> Any:
 
 
 @verb
+def signed(k: Any, like: Any) -> Any:
+    """A whole number that is not below zero, with the sign of another."""
+    return torch.where(like < 0, -k, k)
+
+
+@verb
 def root(x: Any) -> Any:
     """The square root of a finite number, but for its last two bits: kernels may begin with an estimate."""
     return x.sqrt()

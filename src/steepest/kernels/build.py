@@ -11,7 +11,7 @@ import torch
 
 from steepest.codecs import BLOCK, stored_name
 from steepest.contract import Codec, Live, Part, Rule
-from steepest.kernels.compile import compile_functions
+from steepest.kernels.compile import compile_functions, has_avx2
 from steepest.kernels.graph import Code, Domain, Lowering, Type, Value, lower
 from steepest.kernels.llvm import Layout, print_module
 from steepest.kernels.schedule import Schedule, schedule
@@ -117,7 +117,7 @@ def assemble(code: Code, parts: Mapping[str, Part], exact: set[str], cut: bool =
         for name, domain in found.vectors.items()
     }
     blocked = any(part.per == "block" for part in parts.values())
-    return Kernel(found, Layout({**parts, **scratch}, blocked))
+    return Kernel(found, Layout({**parts, **scratch}, blocked, has_avx2()))
 
 
 def prepass(grad: torch.dtype) -> Kernel:

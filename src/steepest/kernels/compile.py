@@ -68,6 +68,17 @@ def compile_functions(text: str, names: Sequence[str]) -> list[int]:
 
 
 @cache
+def has_avx2() -> bool:
+    """Whether this processor has AVX2 and nothing wider, for which LLVM finds better instructions itself."""
+    if available() is not None:
+        return False
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx2") and features.get("fma") and not features.get("avx512vl"))
+
+
+@cache
 def _machine() -> tuple[Any, tuple[str, ...]]:
     import llvmlite.binding as llvm
 
@@ -75,8 +86,6 @@ def _machine() -> tuple[Any, tuple[str, ...]]:
     llvm.initialize_native_asmprinter()
     triple, cpu = llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
-    if triple.startswith("x86_64"):  # else LLVM thinks roots too fast to be estimated
-        features += ",-fast-vector-fsqrt,-fast-scalar-fsqrt"
     # The large model: a function of the C library may lie anywhere.
     target = llvm.Target.from_triple(triple)
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True, codemodel="large")

@@ -203,7 +203,8 @@ class _Scheduler:
 
         cone = self.code.cone(ends, known)
         small = tuple(i for i in cone if self.values[i].domain not in INNER)
-        stages = tuple(self._stages(cone, given, stores, sums, telemetry))
+        ways = [tuple(self._stages(cone, given, stores, sums, telemetry, late)) for late in (True, False)]
+        stages = min(ways, key=lambda own: sum(len(stage.keeps) for stage in own))
         read = [
             given.get(i) or self.values[i].attr for i in cone if i in given or self.values[i].op == "input"
         ]
@@ -217,17 +218,22 @@ class _Scheduler:
         stores: Sequence[tuple[str, int]],
         sums: Sequence[int],
         telemetry: Sequence[tuple[str, int]],
+        late: bool,
     ) -> Iterator[Stage]:
+        """late: parameters are stored in the last stage, and what only later stages need is computed there.
+        Where that keeps no more values, long chains (a root, a quotient) run beside those of the codecs."""
         element = Domain.ELEMENT
         stage = {i: 0 if i in given else self.stage[i] for i in cone}
         count = max(stage.values(), default=0) + 1
+        at = {name: count - 1 if late and _of_parameter(name) else stage[i] for name, i in stores}
         maxima = [i for i in cone if self.values[i].op == "block_max"]
         wanted: list[list[int]] = []
         for s in range(count):
-            ends = [i for _, i in (*stores, *telemetry) if stage[i] == s]
+            ends = [i for name, i in stores if at[name] == s] + [i for _, i in telemetry if stage[i] == s]
             ends += [a for i in sums if stage[a := self.values[i].args[0]] == s]
             ends += [a for i in maxima if stage[a := self.values[i].args[0]] == s]
             wanted.append([i for i in ends if self.values[i].domain is element])
+        sooner = [set(self.code.cone(sum(wanted[:s], []), lambda i: False)) for s in range(count)]
         kept: set[int] = set()
         inside: list[list[int]] = [[] for _ in range(count)]
         for s in reversed(range(count)):
@@ -235,25 +241,32 @@ class _Scheduler:
 
             def known(i: int, s: int = s) -> bool:
                 v = self.values[i]
-                if i in given or v.domain is not element or v.op == "random" or v.attr == "g":
+                if i in given or v.domain is not element or v.op == "random" or self._still(i, late):
                     return True
-                return v.op == "input" if s == 0 else stage[i] < s and not self._cheap(i)
+                if s == 0:
+                    return v.op == "input"
+                return stage[i] < s and not self._cheap(i) and (i in sooner[s] or not late)
 
             inside[s] = [
                 i for i in self.code.cone([*wanted[s], *later], known) if self.values[i].domain is element
             ]
-            again = {i for i in inside[s] if i in given or self.values[i].attr == "g"}
+            again = {i for i in inside[s] if i in given or self._still(i, late)}
             again |= {i for i in inside[s] if self.values[i].op == "random"}  # made where it is needed
             kept |= {i for i in inside[s] if stage[i] < s and known(i)} - again
         for s in range(count):
             yield Stage(
                 tuple(i for i in cone if self.values[i].domain is Domain.BLOCK and stage[i] == s),
                 tuple(inside[s]),
-                tuple((n, i) for n, i in stores if stage[i] == s),
+                tuple((n, i) for n, i in stores if at[n] == s),
                 tuple(i for i in sums if stage[self.values[i].args[0]] == s),
                 tuple(i for i in maxima if stage[self.values[i].args[0]] == s),
                 tuple(sorted(i for i in kept if stage[i] == s)),
             )
+
+    def _still(self, i: int, late: bool) -> bool:
+        """Whether what is stored stays as it was until the last stage, and can be read again."""
+        v = self.values[i]
+        return v.op == "input" and (v.attr == "g" or (late and _of_parameter(v.attr)))
 
     def _cheap(self, i: int) -> bool:
         """Whether to compute a value again rather than to keep it: a bit of another, or chance alone."""

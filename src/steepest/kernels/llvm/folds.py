@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from steepest.kernels.graph import Domain, Type
-from steepest.kernels.llvm.lines import wide
 from steepest.kernels.llvm.printer import Layout, Printer
+from steepest.kernels.llvm.text import wide
 from steepest.kernels.schedule import Fold, Loop, Schedule
 
 

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steepest.codecs import STRIDE, multiplier
 from steepest.kernels.graph import Type, Value
+from steepest.kernels.llvm import avx2
+from steepest.kernels.llvm.text import literal, wide
 from steepest.kernels.trace import Untraceable
 
 if TYPE_CHECKING:
     from steepest.kernels.llvm.printer import Printer
-
-
-def wide(kind: str, width: int) -> str:
-    """The type of so many of a kind."""
-    return kind if width == 1 else f"<{width} x {kind}>"
-
-
-def literal(x: Any, type: Type, width: int) -> str:
-    """A number in an instruction on values of this type. Floats are written by their bits, rounded once."""
-    if type is Type.FLOAT:
-        bits = struct.unpack("<Q", struct.pack("<d", struct.unpack("<f", struct.pack("<f", float(x)))[0]))[0]
-        text = f"0x{bits:016X}"
-    else:
-        text = str(int(x)) if type is Type.INT else str(bool(x)).lower()
-    return text if width == 1 else f"splat ({type.value} {text})"
-
-
-def splat(kind: str, x: int) -> str:
-    """A whole number in a vector of another kind."""
-    return f"splat ({kind} {x})"
 
 
 BINARY = {
@@ -51,9 +32,10 @@ BINARY = {
     "bor": "or",
 }
 """contract: a product and a sum may become one instruction, rounded once."""
-INTRINSIC = {"abs": "fabs", "sqrt": "sqrt", "exp": "exp", "log": "log", "tanh": "tanh", "pow": "pow"}
-ESTIMATED = "afn ninf nsz contract "
-"""Allows an estimate of a root and a step of Newton's, where `printer.ESTIMATES` asks for it."""
+INTRINSIC = {
+    **{"abs": "fabs", "sqrt": "sqrt", "root": "sqrt"},
+    **{"exp": "exp", "log": "log", "tanh": "tanh", "pow": "pow"},
+}
 COMPARE = {"gt": ("ogt", "sgt"), "ge": ("oge", "sge"), "lt": ("olt", "slt"), "le": ("ole", "sle")}
 EQUAL = {"eq": ("oeq", "eq"), "ne": ("une", "ne")}
 
@@ -68,18 +50,18 @@ def instruction(p: Printer, i: int, v: Value, width: int) -> str:
     args = [p.use(a, width, v.type) for a in v.args]
     if v.op in BINARY:
         return p.let(f"{BINARY[v.op]} {of} {args[0]}, {args[1]}")
+    if v.op == "root" and p.layout.avx2:
+        return avx2.root(p, args[0], width)
     if v.op in INTRINSIC:
         return _intrinsic(p, INTRINSIC[v.op], of, args, width)
-    if v.op == "root":
-        return _intrinsic(p, "sqrt", of, args, width, ESTIMATED)
     raise Untraceable(f"the CPU printer has no instruction for {v.op}.")
 
 
-def _intrinsic(p: Printer, name: str, of: str, args: list[str], width: int, flags: str = "") -> str:
+def _intrinsic(p: Printer, name: str, of: str, args: list[str], width: int) -> str:
     suffix = "f32" if width == 1 else f"v{width}f32"
     called = f"@llvm.{name}.{suffix}"
     p.declare(f"{of} {called}({', '.join([of] * len(args))})")
-    return p.let(f"call {flags}{of} {called}({', '.join(f'{of} {a}' for a in args)})")
+    return p.let(f"call {of} {called}({', '.join(f'{of} {a}' for a in args)})")
 
 
 def _compare(p: Printer, v: Value, width: int) -> str:
@@ -168,6 +150,12 @@ def _iabs(p: Printer, v: Value, width: int) -> str:
     return p.let(f"call {of} {called}({of} {p.use(v.args[0], width, Type.INT)}, i1 false)")
 
 
+def _signed(p: Printer, v: Value, width: int) -> str:
+    of, (k, like) = wide("i32", width), [p.use(a, width, Type.INT) for a in v.args]
+    below = p.let(f"ashr {of} {like}, {literal(31, Type.INT, width)}")
+    return p.let(f"sub {of} {p.let(f'xor {of} {k}, {below}')}, {below}")
+
+
 def _random(p: Printer, v: Value, width: int) -> str:
     """The text of `codecs.verbs.word`; the first product is computed once a vector."""
     of = wide("i32", width)
@@ -195,6 +183,7 @@ SPECIAL: Mapping[str, Callable[[Printer, Value, int], str]] = {
     "maximum": _extremum("ugt"),
     "neg": _neg,
     "iabs": _iabs,
+    "signed": _signed,
     "bits": _cast("bitcast", Type.FLOAT),
     "from_bits": _cast("bitcast", Type.INT),
     "to_int": _cast("fptosi", Type.FLOAT),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from steepest.kernels.graph import Domain, Type
-from steepest.kernels.llvm.lines import wide
+from steepest.kernels.llvm import avx2
 from steepest.kernels.llvm.printer import Layout, Printer
+from steepest.kernels.llvm.text import some, wide
 from steepest.kernels.schedule import Pass, Schedule, Stage
 
 MANY, LANES = 3, 8
@@ -29,8 +30,8 @@ class PassPrinter(Printer):
         count = {i: self.values[i].args[0] for i in (*self.totals, *self.row_sums) if i in sums}
         self.added = [*((i, x) for i, x in count.items()), *((n, x) for n, x in own.telemetry)]
         self.lanes = self.width if len(self.added) < MANY else LANES
-        self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
         self.far = {k: self._pair("double", "far", self.lanes) for k, _ in self.added}
+        self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
         self.maxima = {i: self._pair("i32", "largest", LANES) for s in own.stages for i in s.maxima}
         self.kept = {
             i: self.memory(self.values[i].type.value, "kept", layout.block)
@@ -111,8 +112,13 @@ class PassPrinter(Printer):
             if v.domain is Domain.ROW:
                 self.env[i, 1] = self.load(v.attr if v.op == "input" else f"kept.{i}", "0", 1)
         self._clear(self.far, "double", self.row_sums, self.lanes)
-        block = self.layout.block
-        with self.loop(work["column"], end, block, "block") as start:
+        block, rest = self.layout.block, work["column"]
+        if len(self.own.stages) > 1:  # between two stages, what lies ready for a rest would be in the way
+            whole = self.let(f"and i64 {work['columns']}, {-block}")
+            rest = self.let(f"add i64 {rest}, {whole}", "rest")
+            with self.loop(work["column"], rest, block, "whole") as start:
+                self._block(start)
+        with self.loop(rest, end, block, "block") as start:
             stop = self.let(f"add i64 {start}, {block}")
             stop = self.let(f"call i64 @llvm.smin.i64(i64 {stop}, i64 {end})", "stop")
             self.declare("i64 @llvm.smin.i64(i64, i64)")
@@ -124,19 +130,20 @@ class PassPrinter(Printer):
 
     # ------------------------------------------------------------ blocks and their elements
 
-    def _block(self, start: str, stop: str) -> None:
+    def _block(self, start: str, stop: str | None = None) -> None:
+        """stop: where it ends, if it may not be whole."""
         self._clear(self.near, "float", [k for k, _ in self.added], self.lanes)
         self._clear(self.maxima, "i32", list(self.maxima), LANES)
-        length = self.let(f"sub i64 {stop}, {start}")
-        whole = self.let(f"and i64 {length}, {-self.width}")
-        middle = self.let(f"add i64 {start}, {whole}", "middle")
+        vectors = self.layout.block if stop is None else self.let(f"sub i64 {stop}, {start}")
+        middle = self.let(f"add i64 {start}, {self.let(f'and i64 {vectors}, {-self.width}')}", "middle")
         known: set[int] = set()
         for stage in self.own.stages:
-            self._block_values(stage, start)
+            self._block_values(stage, start, stop is None)
             with self.loop(start, middle, self.width, "column") as self.column:
                 self._elements(stage, start, self.width, known)
-            with self.loop(middle, stop, 1, "single") as self.column:
-                self._elements(stage, start, 1, known)
+            if stop is not None:
+                with self.loop(middle, stop, 1, "single") as self.column:
+                    self._elements(stage, start, 1, known)
             known |= set(stage.keeps)
         for key, _ in self.added:
             for near, far, width in zip(self.near[key], self.far[key], (self.lanes, 1), strict=True):
@@ -145,26 +152,27 @@ class PassPrinter(Printer):
                 old = self.let(f"load {doubles}, ptr {far}")
                 self.line(f"store {doubles} {self.let(f'fadd {doubles} {old}, {x}')}, ptr {far}")
 
-    def _block_values(self, stage: Stage, start: str) -> None:
+    def _block_values(self, stage: Stage, start: str, whole: bool) -> None:
         for i in stage.block:
             v = self.values[i]
             if v.op == "input":
                 self.env[i, 1] = self.load(v.attr, start, 1)
             elif v.op == "block_max":
-                self.env[i, 1] = self._largest(i)
+                self.env[i, 1] = self._largest(*self.maxima[i], whole)
             else:
                 self.compute(i, 1)
         for name, i in stage.stores:
             if self.values[i].domain is Domain.BLOCK:
                 self.store(name, self.use(i, 1, Type.FLOAT), start, 1)
 
-    def _largest(self, i: int) -> str:
-        many, one = self.maxima[i]
+    def _largest(self, many: str, one: str, whole: bool) -> str:
         of = wide("i32", LANES)
         name = f"@llvm.vector.reduce.smax.v{LANES}i32"
         self.declare(f"i32 {name}({of})")
+        x = self.let(f"call i32 {name}({of} {self.let(f'load {of}, ptr {many}')})", "largest")
+        if whole:
+            return x
         self.declare("i32 @llvm.smax.i32(i32, i32)")
-        x = self.let(f"call i32 {name}({of} {self.let(f'load {of}, ptr {many}')})")
         y = self.let(f"load i32, ptr {one}")
         return self.let(f"call i32 @llvm.smax.i32(i32 {x}, i32 {y})", "largest")
 
@@ -185,7 +193,17 @@ class PassPrinter(Printer):
             self.line(f"store {of} {self.use(i, width, self.values[i].type)}, ptr {to}, align 4")
         for name, i in stage.stores:
             if self.values[i].domain is Domain.ELEMENT:
-                self.store(name, self.use(i, width, self.values[i].type), self.column, width)
+                self._store_element(name, i, width)
+
+    def _store_element(self, name: str, i: int, width: int) -> None:
+        v = self.values[i]
+        if v.op == "signed" and width == avx2.BYTES and self.layout.avx2:  # its only use: as a byte
+            x = avx2.signed_bytes(self, *(self.use(a, width, Type.INT) for a in v.args))
+            self.line(
+                f"store {wide('i8', width)} {x}, ptr {self.at(self.rows[name], 'i8', self.column)}, align 1"
+            )
+        else:
+            self.store(name, self.use(i, width, v.type), self.column, width)
 
     def _element(self, i: int, start: str, width: int, known: set[int]) -> None:
         v = self.values[i]
@@ -230,14 +248,9 @@ class PassPrinter(Printer):
         of = wide("float", lanes)
         total = self.let(f"load {of}, ptr {to}")
         for first in range(0, width, lanes):
-            part = whole if lanes == width else self._lanes(whole, "float", width, first)
+            part = whole if lanes == width else some(self, whole, "float", width, first, lanes)
             total = self.let(f"fadd contract {of} {total}, {part}")
         self.line(f"store {of} {total}, ptr {to}")
-
-    def _lanes(self, x: str, kind: str, width: int, first: int) -> str:
-        """LANES elements of a vector."""
-        of, places = wide(kind, width), ", ".join(f"i32 {first + i}" for i in range(LANES))
-        return self.let(f"shufflevector {of} {x}, {of} poison, <{LANES} x i32> <{places}>")
 
     def _add_column(self, i: int, x: int, width: int) -> None:
         of, to = wide("float", width), self.at(self.column_at[i], "float", self.column)
@@ -253,7 +266,7 @@ class PassPrinter(Printer):
         x = self.use(self.values[i].args[0], width, Type.INT)
         largest = self.let(f"load {of}, ptr {to}")
         for first in range(0, width, lanes):
-            part = x if lanes == width else self._lanes(x, "i32", width, first)
+            part = x if lanes == width else some(self, x, "i32", width, first, LANES)
             largest = self.let(f"call {of} {name}({of} {largest}, {of} {part})")
         self.line(f"store {of} {largest}, ptr {to}")
 

@@ -11,7 +11,9 @@ import torch
 from steepest.codecs import BLOCK
 from steepest.contract import Part
 from steepest.kernels.graph import Domain, Type
-from steepest.kernels.llvm.lines import instruction, literal, splat, wide
+from steepest.kernels.llvm import avx2
+from steepest.kernels.llvm.lines import instruction
+from steepest.kernels.llvm.text import literal, splat, wide
 from steepest.kernels.schedule import Schedule
 
 WIDTH = {False: 16, True: 32}
@@ -46,9 +48,6 @@ COUNTS = {"columns": "length", "rows": "all_rows", "numel": "numel"}
 WORK = ("tensor", "row", "rows", "column", "columns")
 """Of a piece: its tensor, and the rectangle of rows and columns. A fold has one piece a tensor."""
 
-ESTIMATES = '"reciprocal-estimates"="sqrtf,vec-sqrtf"'
-"""Of a function: roots that need not be exact begin with the processor's estimate."""
-
 STORED = {
     torch.float32: ("float", 4),
     torch.bfloat16: ("i16", 2),
@@ -66,10 +65,12 @@ class Layout:
 
     names: the columns of the table of pointers, and how each is stored (scratch vectors too).
     blocked: whether rows are cut into the blocks of codecs.
+    avx2: whether the text may use instructions of AVX2.
     """
 
     names: Mapping[str, Part]
     blocked: bool
+    avx2: bool = False
 
     @property
     def gridded(self) -> bool:
@@ -148,7 +149,8 @@ class Printer:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """What is computed inside is forgotten outside."""
-        saved = dict(self.env), dict(self.rows)
+        saved = self.env, self.rows
+        self.env, self.rows = dict(self.env), dict(self.rows)
         yield
         self.env, self.rows = saved
 
@@ -156,7 +158,7 @@ class Printer:
         """The finished text."""
         given = [f"  %args.{a} = load ptr, ptr {self._arg(i)}" for i, a in enumerate(ARGS)]
         slots = [f"  %slot.{i} = getelementptr ptr, ptr %args, i64 {i}" for i in range(len(ARGS))]
-        head = [f"define void @{name}(ptr %args) {ESTIMATES} {{", "entry:", *slots, *given, *self.allocas]
+        head = [f"define void @{name}(ptr %args) {{", "entry:", *slots, *given, *self.allocas]
         return "\n".join([*head, *self.lines, "  ret void", "}"])
 
     def _arg(self, i: int) -> str:
@@ -337,8 +339,12 @@ class Printer:
         if part.dtype is torch.float16:
             x = self.let(f"fptrunc {floats} {x} to {wide('half', width)}")
         elif part.dtype is not torch.float32:
-            fits = "nuw" if part.dtype in (torch.bfloat16, torch.uint8) else "nsw"  # so that nothing masks it
-            x = self.let(f"trunc {fits} {ints} {x} to {wide(stored, width)}")
+            unsigned = part.dtype in (torch.bfloat16, torch.uint8)
+            if stored == "i8" and width == avx2.BYTES and self.layout.avx2:
+                x = avx2.to_bytes(self, x, unsigned)
+            else:
+                fits = "nuw" if unsigned else "nsw"  # so that nothing masks it
+                x = self.let(f"trunc {fits} {ints} {x} to {wide(stored, width)}")
         to = self.at(row, stored, column)
         self.line(f"store {wide(stored, width)} {x}, ptr {to}, align {size}")
 
