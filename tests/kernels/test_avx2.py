@@ -16,8 +16,8 @@ if not has_avx2():
     pytest.skip("this processor has no AVX2, or what is wider than it", allow_module_level=True)
 
 CASES = [
-    *((rule, state) for rule in ("adamw", "lion", "rmsprop") for state in ("fp8", "int8", "int4")),
-    *(("lion", state) for state in ("fp8_rn", "int8_rn")),
+    *((rule, state) for rule in ("adamw", "rmsprop") for state in ("fp8", "int8", "int4")),
+    *(("lion", state) for state in ("fp8", "int8", "fp8_rn", "int8_rn")),
     *(("adamw", state) for state in ({"m": "int4", "v": "fp8"}, {"m": "int8", "v": "factored"})),
 ]
 

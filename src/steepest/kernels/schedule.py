@@ -204,7 +204,7 @@ class _Scheduler:
         cone = self.code.cone(ends, known)
         small = tuple(i for i in cone if self.values[i].domain not in INNER)
         ways = [tuple(self._stages(cone, given, stores, sums, telemetry, late)) for late in (True, False)]
-        stages = min(ways, key=lambda own: sum(len(stage.keeps) for stage in own))
+        stages = min(ways, key=self._weight)
         read = [
             given.get(i) or self.values[i].attr for i in cone if i in given or self.values[i].op == "input"
         ]
@@ -220,8 +220,8 @@ class _Scheduler:
         telemetry: Sequence[tuple[str, int]],
         late: bool,
     ) -> Iterator[Stage]:
-        """late: parameters are stored in the last stage, and what only later stages need is computed there.
-        Where that keeps no more values, long chains (a root, a quotient) run beside those of the codecs."""
+        """late: parameters are stored in the last stage, and what only later stages need is computed there:
+        long chains (a root, a quotient) run beside those of the codecs."""
         element = Domain.ELEMENT
         stage = {i: 0 if i in given else self.stage[i] for i in cone}
         count = max(stage.values(), default=0) + 1
@@ -233,7 +233,9 @@ class _Scheduler:
             ends += [a for i in sums if stage[a := self.values[i].args[0]] == s]
             ends += [a for i in maxima if stage[a := self.values[i].args[0]] == s]
             wanted.append([i for i in ends if self.values[i].domain is element])
-        sooner = [set(self.code.cone(sum(wanted[:s], []), lambda i: False)) for s in range(count)]
+        sooner = [
+            set(self.code.cone([i for own in wanted[:s] for i in own], lambda i: False)) for s in range(count)
+        ]
         kept: set[int] = set()
         inside: list[list[int]] = [[] for _ in range(count)]
         for s in reversed(range(count)):
@@ -262,6 +264,13 @@ class _Scheduler:
                 tuple(i for i in maxima if stage[self.values[i].args[0]] == s),
                 tuple(sorted(i for i in kept if stage[i] == s)),
             )
+
+    def _weight(self, stages: Sequence[Stage]) -> int:
+        """Of ways to cut a pass in stages: how many values each element keeps, or reads of its column
+        after the first stage."""
+        kept = sum(len(own.keeps) for own in stages)
+        late = [self.values[i].args for own in stages[1:] for i in own.values]
+        return kept + sum(self.values[a].domain is Domain.COLUMN for args in late for a in args)
 
     def _still(self, i: int, late: bool) -> bool:
         """Whether what is stored stays as it was until the last stage, and can be read again."""

@@ -50,7 +50,7 @@ def instruction(p: Printer, i: int, v: Value, width: int) -> str:
     args = [p.use(a, width, v.type) for a in v.args]
     if v.op in BINARY:
         return p.let(f"{BINARY[v.op]} {of} {args[0]}, {args[1]}")
-    if v.op == "root" and p.layout.avx2:
+    if v.op == "root" and p.layout.avx2 and p.divides:
         return avx2.root(p, args[0], width)
     if v.op in INTRINSIC:
         return _intrinsic(p, INTRINSIC[v.op], of, args, width)

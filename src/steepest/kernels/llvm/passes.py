@@ -14,6 +14,9 @@ MANY, LANES = 3, 8
 """From so many sums on, each is kept in vectors of so many lanes: registers are few, and work between two
 additions is plenty."""
 
+DIVIDED = {"div", "sqrt", "root"}
+"""What the divider computes: it alone bounds a stage that has several."""
+
 
 class PassPrinter(Printer):
     def __init__(self, schedule: Schedule, layout: Layout, own: Pass) -> None:
@@ -177,6 +180,7 @@ class PassPrinter(Printer):
         return self.let(f"call i32 @llvm.smax.i32(i32 {x}, i32 {y})", "largest")
 
     def _elements(self, stage: Stage, start: str, width: int, known: set[int]) -> None:
+        self.divides = sum(self.values[i].op in DIVIDED for i in stage.values) > 1
         for i in stage.values:
             self._element(i, start, width, known)
         telemetry = [(n, x) for n, x in self.own.telemetry if x in stage.values]

@@ -99,6 +99,7 @@ class Printer:
         self.facts: dict[str, str] = {}
         self.bases: dict[str, str] = {}
         self.rows: dict[str, str] = {}
+        self.divides = False  # whether the processor's divider has other work where the text is now
         self.chosen: set[int] = set()  # conditions that hold where the text is now
 
     # ------------------------------------------------------------ text
