@@ -26,8 +26,8 @@ from steepest.codecs.verbs import (
     row_mean,
     to_float,
     to_int,
+    with_sign,
 )
-from steepest.codecs.verbs import signed as with_sign
 from steepest.contract import Slots
 from steepest.ops import atleast, atmost, sqrt, where
 

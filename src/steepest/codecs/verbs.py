@@ -58,7 +58,7 @@ def to_float(k: Any) -> Any:
 
 
 @verb
-def signed(k: Any, like: Any) -> Any:
+def with_sign(k: Any, like: Any) -> Any:
     """A whole number that is not below zero, with the sign of another."""
     return torch.where(like < 0, -k, k)
 

@@ -75,7 +75,7 @@ def has_avx2() -> bool:
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
-    return bool(features.get("avx2") and features.get("fma") and not features.get("avx512vl"))
+    return bool(features.get("avx2") and not features.get("avx512vl"))
 
 
 @cache

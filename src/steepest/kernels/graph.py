@@ -117,7 +117,7 @@ INT_OPS: Mapping[Callable[..., Any], str] = {
     torch.bitwise_left_shift: "shl",
     torch.bitwise_right_shift: "shr",
     torch.abs: "iabs",
-    verbs.signed: "signed",
+    verbs.with_sign: "with_sign",
 }
 COMPARE: Mapping[Callable[..., Any], str] = {
     torch.gt: "gt",

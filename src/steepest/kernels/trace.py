@@ -130,7 +130,7 @@ def random_word(number: int) -> Any:
 
 CODING = {
     *(verbs.bits, verbs.from_bits, verbs.to_int, verbs.to_float, verbs.block_max),
-    *(verbs.root, verbs.signed),
+    *(verbs.root, verbs.with_sign),
     *(verbs.to_bfloat16, verbs.to_float16),
     *(torch.bitwise_left_shift, torch.bitwise_right_shift, torch.bitwise_xor, random_word),
 }

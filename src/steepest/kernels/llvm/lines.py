@@ -150,7 +150,7 @@ def _iabs(p: Printer, v: Value, width: int) -> str:
     return p.let(f"call {of} {called}({of} {p.use(v.args[0], width, Type.INT)}, i1 false)")
 
 
-def _signed(p: Printer, v: Value, width: int) -> str:
+def _with_sign(p: Printer, v: Value, width: int) -> str:
     of, (k, like) = wide("i32", width), [p.use(a, width, Type.INT) for a in v.args]
     below = p.let(f"ashr {of} {like}, {literal(31, Type.INT, width)}")
     return p.let(f"sub {of} {p.let(f'xor {of} {k}, {below}')}, {below}")
@@ -183,7 +183,7 @@ SPECIAL: Mapping[str, Callable[[Printer, Value, int], str]] = {
     "maximum": _extremum("ugt"),
     "neg": _neg,
     "iabs": _iabs,
-    "signed": _signed,
+    "with_sign": _with_sign,
     "bits": _cast("bitcast", Type.FLOAT),
     "from_bits": _cast("bitcast", Type.INT),
     "to_int": _cast("fptosi", Type.FLOAT),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from steepest.kernels.graph import Domain, Type
 from steepest.kernels.llvm import avx2
 from steepest.kernels.llvm.printer import Layout, Printer
@@ -180,7 +182,7 @@ class PassPrinter(Printer):
         return self.let(f"call i32 @llvm.smax.i32(i32 {x}, i32 {y})", "largest")
 
     def _elements(self, stage: Stage, start: str, width: int, known: set[int]) -> None:
-        self.divides = sum(self.values[i].op in DIVIDED for i in stage.values) > 1
+        self.divides = sum(self.values[i].op in DIVIDED for i in stage.values if i not in known) > 1
         for i in stage.values:
             self._element(i, start, width, known)
         telemetry = [(n, x) for n, x in self.own.telemetry if x in stage.values]
@@ -200,14 +202,18 @@ class PassPrinter(Printer):
                 self._store_element(name, i, width)
 
     def _store_element(self, name: str, i: int, width: int) -> None:
-        v = self.values[i]
-        if v.op == "signed" and width == avx2.BYTES and self.layout.avx2:  # its only use: as a byte
-            x = avx2.signed_bytes(self, *(self.use(a, width, Type.INT) for a in v.args))
-            self.line(
-                f"store {wide('i8', width)} {x}, ptr {self.at(self.rows[name], 'i8', self.column)}, align 1"
-            )
-        else:
+        v, part = self.values[i], self.layout.names[name]
+        is_byte = part.dtype.itemsize == 1 and part.per == "element"
+        if not (is_byte and width == avx2.BYTES and self.layout.avx2):
             self.store(name, self.use(i, width, v.type), self.column, width)
+            return
+        if v.op == "with_sign":
+            x = avx2.signed_bytes(self, *(self.use(a, width, Type.INT) for a in v.args))
+        else:
+            x = avx2.to_bytes(self, self.use(i, width, Type.INT), part.dtype is torch.uint8)
+        self.line(
+            f"store {wide('i8', width)} {x}, ptr {self.at(self.rows[name], 'i8', self.column)}, align 1"
+        )
 
     def _element(self, i: int, start: str, width: int, known: set[int]) -> None:
         v = self.values[i]

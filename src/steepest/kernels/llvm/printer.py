@@ -11,7 +11,6 @@ import torch
 from steepest.codecs import BLOCK
 from steepest.contract import Part
 from steepest.kernels.graph import Domain, Type
-from steepest.kernels.llvm import avx2
 from steepest.kernels.llvm.lines import instruction
 from steepest.kernels.llvm.text import literal, splat, wide
 from steepest.kernels.schedule import Schedule
@@ -340,12 +339,8 @@ class Printer:
         if part.dtype is torch.float16:
             x = self.let(f"fptrunc {floats} {x} to {wide('half', width)}")
         elif part.dtype is not torch.float32:
-            unsigned = part.dtype in (torch.bfloat16, torch.uint8)
-            if stored == "i8" and width == avx2.BYTES and self.layout.avx2:
-                x = avx2.to_bytes(self, x, unsigned)
-            else:
-                fits = "nuw" if unsigned else "nsw"  # so that nothing masks it
-                x = self.let(f"trunc {fits} {ints} {x} to {wide(stored, width)}")
+            fits = "nuw" if part.dtype in (torch.bfloat16, torch.uint8) else "nsw"  # so that nothing masks it
+            x = self.let(f"trunc {fits} {ints} {x} to {wide(stored, width)}")
         to = self.at(row, stored, column)
         self.line(f"store {wide(stored, width)} {x}, ptr {to}, align {size}")
 

@@ -33,7 +33,7 @@ PLAIN: Mapping[str, str] = {
     "or": "{0} | {1}",
     "xor": "{0} ^ {1}",
     "iabs": "tl.abs({0})",
-    "signed": "tl.where({1} < 0, -{0}, {0})",
+    "with_sign": "tl.where({1} < 0, -{0}, {0})",
     "shl": "{0} << {1}",
     "shr": "{0} >> {1}",
     "band": "{0} & {1}",
