@@ -242,9 +242,9 @@ def test_without_a_compiler_foreach_runs_and_says_so_once(monkeypatch, caplog):
 
 
 def test_what_no_engine_trains_is_refused_in_a_sentence():
-    p, q = torch.zeros(3, 3), torch.zeros(3, dtype=torch.complex64)
-    p.grad, q.grad = torch.eye(3).to_sparse(), torch.ones_like(q)
-    for x, kind in ((p, "sparse"), (q, "complex")):
+    p, q, w = torch.zeros(3, 3), torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.int64)
+    p.grad, q.grad, w.grad = torch.eye(3).to_sparse(), torch.ones_like(q), torch.ones_like(w)
+    for x, kind in ((p, "sparse"), (q, "complex"), (w, "of whole numbers")):
         opt = steepest.AdamW([x])
         with pytest.raises(steepest.SteepestError, match=f"a gradient is {kind}"):
             opt.step()

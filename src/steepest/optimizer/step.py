@@ -175,6 +175,8 @@ def facts_of(
 
 
 def _refuse(grad: Tensor) -> None:
-    if grad.layout is not torch.strided or grad.is_complex():
-        kind = "complex" if grad.is_complex() else "sparse"
+    if grad.layout is not torch.strided or not grad.is_floating_point():
+        kind = (
+            "complex" if grad.is_complex() else "sparse" if grad.is_floating_point() else "of whole numbers"
+        )
         raise SteepestError(f"a gradient is {kind}; Steepest trains dense real parameters only.")
