@@ -112,7 +112,6 @@ class Cpu:
             self._kept = [(b.params, b.stored) for b in buckets]  # so that no other list takes their ids
             self._signature = signatures
         counts = [len(b.params) for b in buckets]
-        sums = np.zeros((sum(counts), 4))
         asking: list[tuple[AddUp, Turns]] = []
         held: list[Sequence[Tensor]] = []
         for plan in self._plans:
@@ -124,12 +123,13 @@ class Cpu:
                 held.append(grads)
         rest = [start(part_of(buckets[b], indices), foreach.run) for b, indices in self._rest]
         together([*asking, *(turns for _, own in rest for turns in own)])
+        if not any(bucket.telemetry for bucket in buckets):
+            return [None] * len(buckets)
+        sums = np.zeros((sum(counts), 4))
         for plan in self._plans:
             if plan.tables.kernel.schedule.code.sums:
                 totals = plan.tables.totals()
                 sums[plan.rows, : totals.shape[1]] = totals
-        if not any(bucket.telemetry for bucket in buckets):
-            return [None] * len(buckets)
         told = torch.from_numpy(sums).split(counts)
         for (b, indices), (found, _) in zip(self._rest, rest, strict=True):
             if found is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from steepest.codecs import BLOCK, stored_name
 from steepest.contract import Codec, Live, Part, Rule
 from steepest.kernels.compile import compile_functions, has_avx2
-from steepest.kernels.graph import Code, Domain, Lowering, Type, Value, lower
+from steepest.kernels.graph import Code, Domain, Lowering, Type, lower
 from steepest.kernels.llvm import Layout, print_module
 from steepest.kernels.schedule import Schedule, schedule
 from steepest.kernels.trace import trace_coded
@@ -55,24 +55,27 @@ class Kernel:
         return compile_functions(text, names)
 
     @cached_property
-    def host_order(self) -> list[tuple[int, Value]]:
-        cone = self.schedule.code.cone(self.schedule.host, lambda i: False)
-        return [(i, self.schedule.code.values[i]) for i in cone]
-
-    def constants(self, h: Live) -> list[float]:
-        """The numbers that are computed once a step, in float64: one row of the table of constants."""
-        known: dict[int, Any] = {}
-        for i, v in self.host_order:
+    def constants(self) -> Callable[[Live], list[float]]:
+        """From hyperparameters to the numbers that are computed once a step, in float64: one row of the table
+        of constants. It is printed as one function, for a walk through the graph takes ten times as long."""
+        code, asked = self.schedule.code, self.schedule.host
+        known: dict[str, Any] = {}
+        lines = ["def constants(h):"]
+        for i in code.cone(asked, lambda i: False):
+            v = code.values[i]
             if v.op == "literal":
-                known[i] = v.attr
+                known[f"v{i}"] = v.attr
             elif v.op == "input":
-                known[i] = getattr(h, v.attr[2:])
+                lines.append(f"v{i} = {v.attr}")
             else:
-                op, names = v.attr
-                args = [known[a] for a in v.args]
-                split = len(args) - len(names)
-                known[i] = op(*args[:split], **dict(zip(names, args[split:], strict=True)))
-        return [float(known[i]) for i in self.schedule.host]
+                known[f"f{i}"], names = v.attr
+                words = [""] * (len(v.args) - len(names)) + [f"{name}=" for name in names]
+                args = ", ".join(f"{word}v{a}" for word, a in zip(words, v.args, strict=True))
+                lines.append(f"v{i} = f{i}({args})")
+        lines.append(f"return [{', '.join(f'float(v{i})' for i in asked)}]")
+        exec("\n    ".join(lines), known)
+        constants: Callable[[Live], list[float]] = known["constants"]
+        return constants
 
 
 def _bytes(part: Part) -> float:

@@ -371,6 +371,6 @@ def structure(rule: Rule, h: Live) -> dict[str, Any]:
         name: value
         for name, value in vars(h).items()
         if isinstance(value, bool)
-        or not isinstance(value, Real)
+        or not isinstance(value, (int, float, Real))  # the abstract class last: it takes long to ask
         or (name in rule.hyper and not rule.hyper[name].live)
     }

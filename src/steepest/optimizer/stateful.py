@@ -381,6 +381,8 @@ def _readable(rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
     be to wait for it."""
 
     def there(value: Any) -> bool:
+        if isinstance(value, (int, float)):
+            return False
         parts = value if isinstance(value, (tuple, list)) else (value,)
         return any(isinstance(part, Tensor) and part.device.type != "cpu" for part in parts)
 
