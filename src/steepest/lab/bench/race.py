@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from steepest.contract import SteepestError
+from steepest.lab.bench.cores import hand_over_ns
 
 FEWEST, QUICK_FEWEST = 3, 9
 """Rounds that even the slowest takes part in, and the quick."""
@@ -69,8 +70,11 @@ class Racer:
         }
 
 
-def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patience: float) -> None:
-    """Build every racer, drop two rounds, and time `rounds` more within about `seconds`.
+def race(
+    racers: list[Racer], *, rounds: int, seconds: float, device: str, patience: float
+) -> list[float | None]:
+    """Build every racer, drop two rounds, and time `rounds` more within about `seconds`. Returns how far
+    apart the cores were before each round (`hand_over_ns`; None on a GPU).
 
     A racer whose rounds would take more than its share takes part in fewer of them, evenly spread, and in
     `FEWEST` at least (`QUICK_FEWEST` where a step is quick). One that cannot be built or fails is left with
@@ -89,7 +93,10 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
             racer.estimate = once * racer.repeats
     share = (seconds - (time.perf_counter() - began)) / max(1, len(_running(racers)))
     wanted = {id(r): _rounds(r.estimate, share, rounds) for r in racers}
+    apart: list[float | None] = []
     for turn in range(rounds):
+        found = hand_over_ns() if device == "cpu" else None
+        apart.append(found and round(found))
         field_ = _running(racers)
         start = turn % max(1, len(field_))
         order = field_[start:] + field_[:start]
@@ -103,13 +110,18 @@ def race(racers: list[Racer], *, rounds: int, seconds: float, device: str, patie
                     racer.turns.append(turn)
     for racer in racers:
         racer.step = None  # frees its state
+    return apart
 
 
 def ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """How much longer a took than b, both as recorded: the median over the rounds that both took part in."""
+    return statistics.median(ratios(a, b).values())
+
+
+def ratios(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[int, float]:
+    """The same for each of these rounds, by its number."""
     other = dict(zip(b["turns"], b["ms"], strict=True))
-    both = [ms / other[turn] for turn, ms in zip(a["turns"], a["ms"], strict=True) if turn in other]
-    return statistics.median(both)
+    return {turn: ms / other[turn] for turn, ms in zip(a["turns"], a["ms"], strict=True) if turn in other}
 
 
 def _running(racers: list[Racer]) -> list[Any]:

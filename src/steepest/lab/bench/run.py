@@ -127,7 +127,9 @@ class Bench:
         if seconds <= 0:
             return {**out, "error": SPENT, "racers": []}
         runners = racers(case, Workspace(case.shapes, plan.device), plan.engine, with_peers=plan.peers)
-        race(runners, rounds=plan.rounds, seconds=seconds, device=plan.device, patience=plan.patience)
+        out["hand_over_ns"] = race(
+            runners, rounds=plan.rounds, seconds=seconds, device=plan.device, patience=plan.patience
+        )
         out["racers"] = [runner.record() for runner in runners]
         del runners
         gc.collect()  # an optimizer and its hooks may be a cycle, and it holds as much as a model

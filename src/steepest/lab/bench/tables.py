@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from steepest.contract import SteepestError
-from steepest.lab.bench.race import ratio
+from steepest.lab.bench.cores import FAR
+from steepest.lab.bench.race import ratio, ratios
 
 START, END = "<!-- table: python bench/step.py -->", "<!-- end of table -->"
+
+ENOUGH = 3
+"""Rounds of a kind that make a figure."""
 
 Record = Mapping[str, Any]
 
@@ -33,8 +38,8 @@ def tables(record: Record) -> str:
     later = sorted({name for update in record.get("updates", []) for name in update["cases"]})
     if later:
         about += f" {len(later)} of {len(record['cases'])} cases are of later runs, each whole."
-    sections = (rules(record), storages(record), special(record), alone(record), missing(record))
-    return "\n\n".join([about, *filter(None, sections)]) + "\n"
+    parts = (rules, storages, special, apart, alone, missing)
+    return "\n\n".join([about, *filter(None, (part(record) for part in parts))]) + "\n"
 
 
 def timed(case: Record, group: str) -> list[Record]:
@@ -139,6 +144,33 @@ def _special(case: Record) -> Iterable[tuple[str, Record | None, str, Record | N
         against = f"{clipped['name']} behind clip_grad_norm_"
         yield f"{case['name']}, clip and check", own(case, "clipped"), against, clipped
     yield f"{case['name']}, telemetry", own(case, "telemetry"), "without it", own(case)
+
+
+def apart(record: Record) -> str:
+    """Ratios by where the cores lay, for cases that had `ENOUGH` rounds of both kinds."""
+    rows = []
+    for case in record["cases"]:
+        if (ours := own(case)) is None:
+            continue
+        for against, other in _opponents(case):
+            told = [(case["hand_over_ns"][turn], times) for turn, times in ratios(other, ours).items()]
+            near = [times for ns, times in told if ns and ns < FAR]
+            far = [times for ns, times in told if ns and ns >= FAR]
+            if min(len(near), len(far)) >= ENOUGH:
+                found = (f"{median(x):.2f} ({len(x)})" for x in (near, far))
+                rows.append((case["name"], against, *found))
+    head = ("case", "against", "times ours, cores side by side (rounds)", "far apart")
+    return _table("### By where the cores lie\n", head, rows)
+
+
+def _opponents(case: Record) -> Iterable[tuple[str, Record]]:
+    """Whom our update of a case is compared with, where it was recorded how far apart the cores were."""
+    if "hand_over_ns" not in case:
+        return
+    if plain := own(case, "baseline"):
+        yield "its own fp32", plain
+    peers = timed(case, "update")[1:] if case["small"] else [fastest(case)]
+    yield from ((peer["name"], peer) for peer in peers if peer)
 
 
 def alone(record: Record) -> str:
