@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,12 @@ def _measure(out: Path, update: bool, further: list[str]) -> None:
     record["command"] = shlex.join(["python", "bench/step.py", *["--update"] * update, *further])
     if update:
         record = updated(json.loads(out.read_text()), record)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    out.write_text(_on_one_line(json.dumps(record, indent=1)) + "\n")
+
+
+def _on_one_line(text: str) -> str:
+    """The rounds of a racer on one line, not one a line."""
+    return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
 
 
 if __name__ == "__main__":

@@ -100,12 +100,14 @@ def test_ratios_are_told_by_where_the_cores_lay() -> None:
             for name, by, group, ms in (
                 ("update", "steepest", "update", [2.0] * 7),
                 ("fp32 update", "steepest", "baseline", [2.2] * 3 + [1.6] * 3 + [9.0]),
+                ("telemetry", "steepest", "telemetry", [2.0] * 3 + [2.1] * 4),
                 ("torchao", "torchao", "update", [40.0, 50.0, 60.0, 80.0, 80.0, 90.0, 999.0]),
             )
         ],
     }
     told = apart({"cases": [case]}).splitlines()
     assert "| AdamW int8 | its own fp32 | 1.10 (3) | 0.80 (3) |" in told
+    assert "| AdamW int8 | itself with telemetry | 1.00 (3) | 1.05 (3) |" in told
     assert "| AdamW int8 | torchao | 25.00 (3) | 40.00 (3) |" in told
     few = {**case, "hand_over_ns": [50, 60, 99, 180, 400, None, None]}
     assert apart({"cases": [few, *fixture()["cases"]]}) == ""

@@ -37,7 +37,8 @@ def tables(record: Record) -> str:
     )
     later = sorted({name for update in record.get("updates", []) for name in update["cases"]})
     if later:
-        about += f" {len(later)} of {len(record['cases'])} cases are of later runs, each whole."
+        about += f" {len(later)} of {len(record['cases'])} cases are of later runs, each whole"
+        about += "; some had more rounds."
     parts = (rules, storages, special, apart, alone, missing)
     return "\n\n".join([about, *filter(None, (part(record) for part in parts))]) + "\n"
 
@@ -167,8 +168,9 @@ def _opponents(case: Record) -> Iterable[tuple[str, Record]]:
     """Whom our update of a case is compared with, where it was recorded how far apart the cores were."""
     if "hand_over_ns" not in case:
         return
-    if plain := own(case, "baseline"):
-        yield "its own fp32", plain
+    for named, group in (("its own fp32", "baseline"), ("itself with telemetry", "telemetry")):
+        if mine := own(case, group):
+            yield named, mine
     peers = timed(case, "update")[1:] if case["small"] else [fastest(case)]
     yield from ((peer["name"], peer) for peer in peers if peer)
 
