@@ -75,7 +75,7 @@ SLOTS = ("bf16", "fp16", "fp8", "int8", "int4", "v=factored", "m=int8+v=factored
 PARAMS = ("nearest/fp32", "bf16/fp32", "split24/fp32", "kahan/fp32", "split32/fp32")
 BEST = ("split24/int4", "bf16/int8")
 FACTORED = ("split24/m=int8+v=factored", "split24/m=int4+v=factored", "bf16/m=int8+v=factored")
-FOURTH = ("split24/m=int8+v=factored", "split24/int8")
+FURTHER = ("bf16/fp8", "split24/m=int8+v=factored", "split24/int8")
 RECIPES = (*BEST, *FACTORED, "nearest/int8", "bf16/fp8", "split24/int8", "split24/fp8", "split32/int8")
 CONTROL = "other engine"
 """float32 by an engine that rounds in another order: what a difference of the last bit grows to."""
@@ -107,8 +107,8 @@ STUDIES = {
     "rates": Study(
         "Learning rates", (*SIZES, LONG), 300, (KNOWN["tuning_seed"],), rates=(1e-3, 2e-3, 4e-3, 8e-3)
     ),
-    "sizes": Study("AdamW by size", SIZES, 300, SEEDS[:4], BEST),
-    "long": Study("AdamW, a longer run", (LONG,), 1500, SEEDS[:3], (*BEST, *FOURTH)),
+    "sizes": Study("AdamW by size", SIZES, 300, SEEDS, BEST),
+    "long": Study("AdamW, a longer run", (LONG,), 1500, SEEDS, (*BEST, *FURTHER)),
 }
 
 
