@@ -11,7 +11,7 @@ from steepest.codecs import decode, stored_name, unpack
 from steepest.contract import SteepestError, compute_dtype
 from steepest.ops import mean_to
 from steepest.optimizer.state import Held, encode_slot, slot_shape
-from steepest.rules.adafactor import root_product
+from steepest.rules.adafactor import roots
 
 Notes: TypeAlias = dict[str, str]
 """By slot, what happened to it, in words."""
@@ -118,7 +118,8 @@ def _source(here: Held, there: Held, slot: str, values: dict[str, Tensor]) -> tu
             "here, or convert on one process."
         )
     if value.shape != there.local.shape:
-        value = root_product(value, values[like[1]], TINY) ** 2
+        row, column = roots(value, values[like[1]], TINY)
+        value = (row * column) ** 2
     if value.shape != shape:
         value = mean_to(value, torch.empty(shape, device="meta"))
     return like[0], value

@@ -67,19 +67,24 @@ def _means(which: int) -> Slot:
     )
 
 
-def root_product(r: Any, c: Any, floor: Any) -> Any:
-    """The root of r c / mean r, the second moment that two means stand for."""
-    return sqrt(r / atleast(mean_to(r, c), floor)) * sqrt(c)
+def roots(r: Any, c: Any, floor: Any) -> tuple[Any, Any]:
+    """Row by row and column by column, what multiplies to the root of r c / mean r, the second moment that two
+    means stand for. Roots come before the product: r c is below float32 where a row and a column are zero."""
+    return sqrt(r / atleast(mean_to(r, c), floor)), sqrt(c)
 
 
-def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
-    """The root of the average squared gradient as the slots hold it (of r c / mean r where factored), and
-    the slots. Roots come before the product: r c is below float32 where a row and a column are zero."""
+def normalized(g: Any, g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
+    """The gradient over the root of its average square as the slots hold it, and the slots. The root is at
+    least the floor, None for none. Rows and columns are inverted before they meet, as in t5x, so that no
+    element of a matrix is divided."""
     if "v" in s:
         v = lerp(s.v, g2, weight)
-        return sqrt(v), {"v": v}
+        root = sqrt(v)
+        return g / (root if floor is None else atleast(root, floor)), {"v": v}
     r, c = lerp(s.r, mean_to(g2, s.r), weight), lerp(s.c, mean_to(g2, s.c), weight)
-    return root_product(r, c, floor), {"r": r, "c": c}
+    row, column = roots(r, c, 0.0 if floor is None else floor)
+    inverse = (1.0 / row) * (1.0 / column)
+    return g * (inverse if floor is None else atmost(inverse, 1.0 / floor)), {"r": r, "c": c}
 
 
 @rule(
@@ -114,15 +119,14 @@ def root_second_moment(g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, d
 )
 def adafactor(p, g, s, h):
     like = DIALECTS[h.dialect]
-    inside, floor = (h.eps1, 0.0) if like.inside else (0.0, h.eps1)
+    inside, floor = (h.eps1, None) if like.inside else (0.0, h.eps1)
     weight = atleast(h.t**h.beta2_decay, 1 - like.cap)
-    root, new = root_second_moment(g * g + inside, s, weight, floor)
-    u = g / atleast(root, floor)
-    u = u / atleast(rms(u) / h.d, 1.0)
+    u, new = normalized(g, g * g + inside, s, weight, floor)
+    shrink = 1.0 / atleast(rms(u) / h.d, 1.0)
     lr = atmost(h.t**-0.5, 1e-6 * h.t if h.warmup_init else 1e-2) if h.relative_step else h.lr
     held = atmost(lr, h.t**-0.5) if like.inverse_sqrt else lr
     step = held * atleast(rms(p), h.eps2) if h.scale_parameter else held
-    u = u if like.late else u * step
+    u = u * (shrink if like.late else shrink * step)
     if "m" in s:
         u = new["m"] = lerp(s.m, u, 1 - h.beta1)
     u = u * step if like.late else u
