@@ -68,8 +68,9 @@ def _means(which: int) -> Slot:
 
 
 def roots(r: Any, c: Any, floor: Any) -> tuple[Any, Any]:
-    """Row by row and column by column, what multiplies to the root of r c / mean r, the second moment that two
-    means stand for. Roots come before the product: r c is below float32 where a row and a column are zero."""
+    """Row by row and column by column, what multiplies to the root of r c / mean r, the second moment that
+    two means stand for. Roots come before the product: r c is below float32 where a row and a column are
+    zero."""
     return sqrt(r / atleast(mean_to(r, c), floor)), sqrt(c)
 
 
