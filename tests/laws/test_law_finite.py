@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from laws.cases import CASES, LARGE, every_rule, slots_of, tensors
+from steepest import Adafactor
 from steepest.engines import ENGINES
+from steepest.rules.adafactor import DIALECTS
 
 SHAPES = [(40, 33), LARGE, (5,), ()]
 
@@ -22,6 +24,7 @@ def crossed_out(g):
 GRADIENTS = {
     "zero": torch.zeros_like,
     "dead_row_and_column": crossed_out,
+    "dead_beside_large": lambda g: crossed_out(g) * 1e10,
     "tiny": lambda g: g * 1e-25,
     "huge": lambda g: g * 1e17,
     "one_element": lambda g: g * (torch.arange(g.numel()).reshape(g.shape) == 0),
@@ -46,6 +49,17 @@ def test_finite_gradients_give_finite_parameters(case, make):
         for p in params:
             assert p.isfinite().all(), f"{engine}, {tuple(p.shape)}"
             assert all(slot.isfinite().all() for slot in slots_of(opt, p).values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_adafactor_s_means_may_be_nothing_beside_any_eps(dialect, engine):
+    (p,) = tensors([LARGE], seed=1, dtype=torch.float32)
+    opt = Adafactor([p], lr=0.01, eps=(1e-38, 1e-3), dialect=dialect, engine=engine)
+    for _ in range(2):
+        p.grad = crossed_out(torch.randn(p.shape, generator=torch.Generator().manual_seed(2))) * 1e3
+        opt.step()
+    assert p.isfinite().all()
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.hyper["weight_decay"]], ids=str)

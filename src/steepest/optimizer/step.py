@@ -176,7 +176,6 @@ def facts_of(
 
 def _refuse(grad: Tensor) -> None:
     if grad.layout is not torch.strided or not grad.is_floating_point():
-        kind = (
-            "complex" if grad.is_complex() else "sparse" if grad.is_floating_point() else "of whole numbers"
-        )
+        kind = "sparse" if grad.is_floating_point() else "of whole numbers"
+        kind = "complex" if grad.is_complex() else kind
         raise SteepestError(f"a gradient is {kind}; Steepest trains dense real parameters only.")

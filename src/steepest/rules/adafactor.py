@@ -67,25 +67,28 @@ def _means(which: int) -> Slot:
     )
 
 
-def roots(r: Any, c: Any, floor: Any) -> tuple[Any, Any]:
+def floored(x: Any, floor: Any) -> Any:
+    """x, at least the floor, None for none."""
+    return x if floor is None else atleast(x, floor)
+
+
+def roots(r: Any, c: Any, floor: Any = None) -> tuple[Any, Any]:
     """Row by row and column by column, what multiplies to the root of r c / mean r, the second moment that
-    two means stand for. Roots come before the product: r c is below float32 where a row and a column are
-    zero."""
-    return sqrt(r / atleast(mean_to(r, c), floor)), sqrt(c)
+    two means stand for. Roots come before quotients and products, which may be below float32."""
+    return sqrt(r) / sqrt(floored(mean_to(r, c), floor)), sqrt(c)
 
 
 def normalized(g: Any, g2: Any, s: Any, weight: Any, floor: Any) -> tuple[Any, dict[str, Any]]:
-    """The gradient over the root of its average square as the slots hold it, and the slots. The root is at
-    least the floor, None for none. Rows and columns are inverted before they meet, as in t5x, so that no
-    element of a matrix is divided."""
+    """The gradient over the root, at least the floor, of its average square as the slots hold it, and the
+    slots. As in t5x rows and columns are inverted, so that no element of a matrix is divided. The gradient
+    comes first: the inverses of a row and a column that are zero may multiply to infinity."""
     if "v" in s:
         v = lerp(s.v, g2, weight)
-        root = sqrt(v)
-        return g / (root if floor is None else atleast(root, floor)), {"v": v}
+        return g / floored(sqrt(v), floor), {"v": v}
     r, c = lerp(s.r, mean_to(g2, s.r), weight), lerp(s.c, mean_to(g2, s.c), weight)
-    row, column = roots(r, c, 0.0 if floor is None else floor)
-    inverse = (1.0 / row) * (1.0 / column)
-    return g * (inverse if floor is None else atmost(inverse, 1.0 / floor)), {"r": r, "c": c}
+    row, column = (1.0 / root for root in roots(r, c, floor))
+    u = g * row * column if floor is None else g * atmost(row * column, 1.0 / floor)
+    return u, {"r": r, "c": c}
 
 
 @rule(

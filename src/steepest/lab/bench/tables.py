@@ -37,8 +37,8 @@ def tables(record: Record) -> str:
     )
     later = sorted({name for update in record.get("updates", []) for name in update["cases"]})
     if later:
-        about += f" {len(later)} of {len(record['cases'])} cases are of later runs, each whole"
-        about += "; some had more rounds."
+        count = f"{len(later)} of {len(record['cases'])}"
+        about += f" {count} cases are of later runs, each whole; some had more rounds."
     parts = (rules, storages, special, apart, alone, missing)
     return "\n\n".join([about, *filter(None, (part(record) for part in parts))]) + "\n"
 
