@@ -76,6 +76,12 @@ def stalls_at_the_peak() -> Series:
     )
 
 
+def weights_grow(times: float) -> Series:
+    """What a rate thirty times too high may look like: the weights grew, a step is a smaller part of them."""
+    rows = change(healthy(), always, param_norm=lambda step, _: 60.0 * times ** (step / STEPS))
+    return series([{**row, "update_norm": 0.012 * row["param_norm"]} for row in rows])
+
+
 def curve(step: int) -> float:
     return float(healthy_means[step - 1])
 
@@ -182,6 +188,8 @@ def tiny_steps() -> Series:
 TRIPS: list[tuple[str, Callable[[], Series], Mapping[str, Any]]] = [
     ("rate-too-high", rate_too_high, {"level": "act", "optimizer": "yes"}),
     ("rate-too-high", stalls_at_the_peak, {"level": "act", "optimizer": "yes"}),
+    ("rate-too-high", lambda: weights_grow(6.0), {"level": "act", "optimizer": "yes"}),
+    ("rate-too-high", lambda: weights_grow(2.4), {"level": "warn", "optimizer": "perhaps"}),
     ("rate-too-low", rate_too_low, {"level": "act", "optimizer": "yes"}),
     ("rate-too-low", rate_a_tenth, {"level": "warn", "optimizer": "perhaps"}),
     ("warmup", warmup_too_short, {"level": "warn", "optimizer": "yes"}),
@@ -234,6 +242,7 @@ SILENT: list[tuple[str, Callable[[], Series]]] = [
     ("rate-too-low", fine_tuned),
     ("rate-too-low", late_start),
     ("rate-too-high", late_start),
+    ("rate-too-high", lambda: weights_grow(1.6)),
     ("spikes", hard_batch),
     ("spikes", warmup_too_short),
     ("warmup", spike),

@@ -31,7 +31,9 @@ def too_high(s: Series) -> Cause | None:
     blind = not len(s.ratio) and bool(signs)
     if len(signs) < 2 and not rise and not blind:
         return None
-    sure = len(signs) > 2 or (bool(rise) and len(signs) == 2) or bool(grown and _ratio(s) > 1.5e-2)
+    # Weights that have grown make the same step a smaller part of them: either is enough.
+    sure = len(signs) > 2 or bool(rise and len(signs) == 2) or bool(grown and _ratio(s) > 1.5e-2)
+    sure = sure or bool(grown and _factor(s) > 3)
     return Cause(
         "the learning rate is too high",
         "yes" if sure else "perhaps",
@@ -77,9 +79,14 @@ def _stall(s: Series, loss: Column) -> str:
 
 def _grown(s: Series) -> str:
     """The weights became several times as large."""
-    norm = s.get("param_norm")
-    factor = float(norm.values[-1] / max(float(norm.values[0]), 1e-30)) if len(norm) else 0.0
+    factor = _factor(s)
     return f"the norm of the weights grew {factor:.1f} times" if factor > 2 and _large(s) else ""
+
+
+def _factor(s: Series) -> float:
+    """The norm of the weights at the end, by that at the start; 0 if it is not known."""
+    norm = s.get("param_norm")
+    return float(norm.values[-1] / max(float(norm.values[0]), 1e-30)) if len(norm) else 0.0
 
 
 def _swing(s: Series, loss: Column) -> str:
