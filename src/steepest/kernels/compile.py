@@ -68,14 +68,16 @@ def compile_functions(text: str, names: Sequence[str]) -> list[int]:
 
 
 @cache
-def has_avx2() -> bool:
-    """Whether this processor has AVX2 and nothing wider, for which LLVM finds better instructions itself."""
+def x86_lanes() -> int:
+    """Numbers of 32 bits in the widest register that LLVM may use here, if AVX2 or AVX-512 has it; else 0."""
     if available() is not None:
-        return False
+        return 0
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
-    return bool(features.get("avx2") and not features.get("avx512vl"))
+    if features.get("avx512vl"):
+        return 16
+    return 8 if features.get("avx2") else 0
 
 
 @cache

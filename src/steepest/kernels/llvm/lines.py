@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from steepest.codecs import STRIDE, multiplier
 from steepest.kernels.graph import Type, Value
-from steepest.kernels.llvm import avx2
+from steepest.kernels.llvm import x86
 from steepest.kernels.llvm.text import literal, wide
 from steepest.kernels.trace import Untraceable
 
@@ -50,8 +50,8 @@ def instruction(p: Printer, i: int, v: Value, width: int) -> str:
     args = [p.use(a, width, v.type) for a in v.args]
     if v.op in BINARY:
         return p.let(f"{BINARY[v.op]} {of} {args[0]}, {args[1]}")
-    if v.op == "root" and p.layout.avx2 and p.divides:
-        return avx2.root(p, args[0], width)
+    if v.op == "root" and p.layout.x86 and p.divides:
+        return x86.root(p, args[0], width)
     if v.op in INTRINSIC:
         return _intrinsic(p, INTRINSIC[v.op], of, args, width)
     raise Untraceable(f"the CPU printer has no instruction for {v.op}.")

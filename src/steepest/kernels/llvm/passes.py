@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from steepest.kernels.graph import Domain, Type
-from steepest.kernels.llvm import avx2
+from steepest.kernels.llvm import x86
 from steepest.kernels.llvm.printer import Layout, Printer
 from steepest.kernels.llvm.text import some, wide
 from steepest.kernels.schedule import Pass, Schedule, Stage
 
 MANY, LANES = 3, 8
-"""From so many sums on, each is kept in vectors of so many lanes: registers are few, and work between two
-additions is plenty."""
+"""From so many sums on, each is kept in vectors of so many lanes, or of a whole register: registers are few,
+and work between two additions is plenty."""
 
 DIVIDED = {"div", "sqrt", "root"}
 """What the divider computes: it alone bounds a stage that has several."""
@@ -34,10 +34,11 @@ class PassPrinter(Printer):
         # A sum is kept four times: a vector and a single number in float32, and both in float64.
         count = {i: self.values[i].args[0] for i in (*self.totals, *self.row_sums) if i in sums}
         self.added = [*((i, x) for i, x in count.items()), *((n, x) for n, x in own.telemetry)]
-        self.lanes = self.width if len(self.added) < MANY else LANES
+        self.few = max(LANES, layout.x86)
+        self.lanes = self.width if len(self.added) < MANY else self.few
         self.far = {k: self._pair("double", "far", self.lanes) for k, _ in self.added}
         self.near = {k: self._pair("float", "near", self.lanes) for k, _ in self.added}
-        self.maxima = {i: self._pair("i32", "largest", LANES) for s in own.stages for i in s.maxima}
+        self.maxima = {i: self._pair("i32", "largest", self.few) for s in own.stages for i in s.maxima}
         self.kept = {
             i: self.memory(self.values[i].type.value, "kept", layout.block)
             for s in own.stages
@@ -138,7 +139,7 @@ class PassPrinter(Printer):
     def _block(self, start: str, stop: str | None = None) -> None:
         """stop: where it ends, if it may not be whole."""
         self._clear(self.near, "float", [k for k, _ in self.added], self.lanes)
-        self._clear(self.maxima, "i32", list(self.maxima), LANES)
+        self._clear(self.maxima, "i32", list(self.maxima), self.few)
         vectors = self.layout.block if stop is None else self.let(f"sub i64 {stop}, {start}")
         middle = self.let(f"add i64 {start}, {self.let(f'and i64 {vectors}, {-self.width}')}", "middle")
         known: set[int] = set()
@@ -171,8 +172,8 @@ class PassPrinter(Printer):
                 self.store(name, self.use(i, 1, Type.FLOAT), start, 1)
 
     def _largest(self, many: str, one: str, whole: bool) -> str:
-        of = wide("i32", LANES)
-        name = f"@llvm.vector.reduce.smax.v{LANES}i32"
+        of = wide("i32", self.few)
+        name = f"@llvm.vector.reduce.smax.v{self.few}i32"
         self.declare(f"i32 {name}({of})")
         x = self.let(f"call i32 {name}({of} {self.let(f'load {of}, ptr {many}')})", "largest")
         if whole:
@@ -204,13 +205,13 @@ class PassPrinter(Printer):
     def _store_element(self, name: str, i: int, width: int) -> None:
         v, part = self.values[i], self.layout.names[name]
         is_byte = part.dtype.itemsize == 1 and part.per == "element"
-        if not (is_byte and width == avx2.BYTES and self.layout.avx2):
+        if not (is_byte and width == x86.BYTES and self.layout.x86 == x86.AVX2):
             self.store(name, self.use(i, width, v.type), self.column, width)
             return
         if v.op == "with_sign":
-            x = avx2.signed_bytes(self, *(self.use(a, width, Type.INT) for a in v.args))
+            x = x86.signed_bytes(self, *(self.use(a, width, Type.INT) for a in v.args))
         else:
-            x = avx2.to_bytes(self, self.use(i, width, Type.INT), part.dtype is torch.uint8)
+            x = x86.to_bytes(self, self.use(i, width, Type.INT), part.dtype is torch.uint8)
         self.line(
             f"store {wide('i8', width)} {x}, ptr {self.at(self.rows[name], 'i8', self.column)}, align 1"
         )
@@ -269,14 +270,14 @@ class PassPrinter(Printer):
         self.line(f"store {of} {new}, ptr {to}, align 4")
 
     def _raise_largest(self, i: int, width: int) -> None:
-        lanes = min(width, LANES)
+        lanes = min(width, self.few)
         of, to = wide("i32", lanes), self.maxima[i][width == 1]
-        name = f"@llvm.smax.{'i32' if width == 1 else f'v{LANES}i32'}"
+        name = f"@llvm.smax.{'i32' if width == 1 else f'v{self.few}i32'}"
         self.declare(f"{of} {name}({of}, {of})")
         x = self.use(self.values[i].args[0], width, Type.INT)
         largest = self.let(f"load {of}, ptr {to}")
         for first in range(0, width, lanes):
-            part = x if lanes == width else some(self, x, "i32", width, first, LANES)
+            part = x if lanes == width else some(self, x, "i32", width, first, self.few)
             largest = self.let(f"call {of} {name}({of} {largest}, {of} {part})")
         self.line(f"store {of} {largest}, ptr {to}")
 

@@ -64,12 +64,13 @@ class Layout:
 
     names: the columns of the table of pointers, and how each is stored (scratch vectors too).
     blocked: whether rows are cut into the blocks of codecs.
-    avx2: whether the text may use instructions of AVX2.
+    x86: how many numbers of 32 bits a register has whose instructions the text may use (8 AVX2, 16 AVX-512);
+        0 if none.
     """
 
     names: Mapping[str, Part]
     blocked: bool
-    avx2: bool = False
+    x86: int = 0
 
     @property
     def gridded(self) -> bool:
