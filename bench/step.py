@@ -3,6 +3,7 @@
     python bench/step.py --out bench/results/step.json     # measure, then write the page
     python bench/step.py --update -r lars -c fp32,int8     # these cases anew, the others as they were
     python bench/step.py --page bench/results/step.json    # only the page
+    python bench/step.py --out bench/results/step_avx512.json --into docs/performance-avx512.md
 
 Every further option is one of `steepest bench step`. How it is measured: docs/benchmarks.md.
 """
@@ -29,12 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--into", type=Path)
     parser.add_argument("--update", action="store_true")
     arguments, further = parser.parse_known_args()
     if arguments.page is None:
         _measure(arguments.out, arguments.update, further)
-    source = arguments.page or arguments.out
-    PAGE.write_text(page(json.loads(source.read_text()), PAGE.read_text()))
+    source, into = arguments.page or arguments.out, arguments.into or PAGE
+    into.write_text(page(json.loads(source.read_text()), into.read_text()))
 
 
 def _measure(out: Path, update: bool, further: list[str]) -> None:

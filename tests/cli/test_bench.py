@@ -119,6 +119,11 @@ def test_the_script_writes_the_page_from_figures_alone(
     assert "| Lion | `bf16` | 16.0 |" in text and text.endswith("\n\nby hand\n")
     module.main()
     assert page.read_text() == text
+    other = tmp_path / "other.md"
+    other.write_text(f"{START}\n{END}\n")
+    monkeypatch.setattr(sys, "argv", ["step.py", "--page", str(figures), "--into", str(other)])
+    module.main()
+    assert "| Lion | `bf16` | 16.0 |" in other.read_text() and page.read_text() == text
 
 
 @pytest.mark.parametrize("task", ["parity", "training"])
