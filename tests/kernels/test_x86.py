@@ -25,7 +25,7 @@ CASES = [
 ]
 
 
-def stepped(monkeypatch, rule, state, param, lanes):
+def stepped(monkeypatch, rule, state, param, lanes, ahead=0):
     """What is stored after one step of gradients from 1e-10 to 1e2; some are 0 or -0, a whole block too. And
     the instructions of x86 in the kernels' text."""
     texts, compiled = [], build.compile_functions
@@ -38,6 +38,7 @@ def stepped(monkeypatch, rule, state, param, lanes):
     with monkeypatch.context() as patch:
         patch.setattr(classes, "_KERNELS", WeakKeyDictionary())
         patch.setattr(build, "x86_lanes", lambda: lanes)
+        patch.setattr(build, "asked_ahead", lambda: ahead)
         patch.setattr(build, "compile_functions", lambda t, names: texts.append(t) or compiled(t, names))
         more = {"betas": (0.9, 0.5)} if rule == "lion" else {}  # which rounding to nearest can follow
         options = {"state": state, "param": param, "engine": "fused", **more}
@@ -45,7 +46,7 @@ def stepped(monkeypatch, rule, state, param, lanes):
         p.grad = g.to(dtype)
         optimizer.step()
     stored = {"p": p, **{k: v for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}}
-    return stored, {name for text in texts for name in re.findall(r"@llvm\.x86\.(\w+)", text)}
+    return stored, {name for text in texts for name in re.findall(r"@llvm\.(x86\.\w+|prefetch)", text)}
 
 
 @pytest.mark.parametrize("lanes", WIDE)
@@ -65,3 +66,12 @@ def test_the_same_is_stored(monkeypatch, rule, state, param, lanes):
             assert different.float().mean() < 1e-3, name
         else:
             torch.testing.assert_close(got, expected, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("ahead", [64, 1024])
+@pytest.mark.parametrize("state", [None, "bf16", "int8", "int4"])
+def test_asking_for_memory_ahead_changes_no_bit(monkeypatch, state, ahead):
+    (plain, none), (asked, used) = (stepped(monkeypatch, "adamw", state, None, 0, n) for n in (0, ahead))
+    assert not none and used == {"prefetch"} and plain.keys() == asked.keys()
+    for name, expected in plain.items():
+        torch.testing.assert_close(asked[name], expected, rtol=0, atol=0, msg=name)

@@ -11,7 +11,7 @@ import torch
 
 from steepest.codecs import BLOCK, stored_name
 from steepest.contract import Codec, Live, Part, Rule
-from steepest.kernels.compile import compile_functions, x86_lanes
+from steepest.kernels.compile import asked_ahead, compile_functions, x86_lanes
 from steepest.kernels.graph import Code, Domain, Lowering, Type, lower
 from steepest.kernels.llvm import Layout, print_module
 from steepest.kernels.schedule import Schedule, schedule
@@ -120,7 +120,7 @@ def assemble(code: Code, parts: Mapping[str, Part], exact: set[str], cut: bool =
         for name, domain in found.vectors.items()
     }
     blocked = any(part.per == "block" for part in parts.values())
-    return Kernel(found, Layout({**parts, **scratch}, blocked, x86_lanes()))
+    return Kernel(found, Layout({**parts, **scratch}, blocked, x86_lanes(), asked_ahead()))
 
 
 def prepass(grad: torch.dtype) -> Kernel:

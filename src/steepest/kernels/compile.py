@@ -81,6 +81,17 @@ def x86_lanes() -> int:
 
 
 @cache
+def asked_ahead() -> int:
+    """Bytes by which kernels ask for memory ahead of its use. Intel's processors with AVX-512 have too little
+    under way by themselves; AMD's are no faster for it, or slower (`docs/log.md`)."""
+    if x86_lanes() < 16:
+        return 0
+    import llvmlite.binding as llvm
+
+    return 0 if llvm.get_host_cpu_name().startswith("znver") else 1024
+
+
+@cache
 def _machine() -> tuple[Any, tuple[str, ...]]:
     import llvmlite.binding as llvm
 

@@ -22,6 +22,9 @@ registers of AVX2, four and eight of NEON."""
 SPAN = 1024
 """Elements whose sum is kept in float32, where no codec has blocks."""
 
+LINE = 64
+"""Bytes in a line of the cache."""
+
 ARGS = ("pointers", "facts", "work", "constants", "scalars", "partials", "queues", "threads", "number")
 """What a function is given, an array of pointers in this order.
 
@@ -66,11 +69,13 @@ class Layout:
     blocked: whether rows are cut into the blocks of codecs.
     x86: how many numbers of 32 bits a register has whose instructions the text may use (8 AVX2, 16 AVX-512);
         0 if none.
+    ahead: by how many bytes memory is asked for before it is loaded; 0 where the processor does so by itself.
     """
 
     names: Mapping[str, Part]
     blocked: bool
     x86: int = 0
+    ahead: int = 0
 
     @property
     def gridded(self) -> bool:
@@ -299,6 +304,14 @@ class Printer:
             length = self.let(f"udiv i64 {self.let(f'add i64 {length}, {many - 1}')}, {many}")
         return self.at(self.bases[name], type, self.let(f"mul i64 {row}, {length}"))
 
+    def _ask(self, at: str, count: int) -> None:
+        """Ask for so many bytes that lie ahead of an address. There may be none: asking never fails."""
+        if self.layout.ahead:
+            self.declare("void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+            for line in range(0, count, LINE):
+                there = self.let(f"getelementptr i8, ptr {at}, i64 {self.layout.ahead + line}")
+                self.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 3, i32 1)")
+
     def load(self, name: str, column: str, width: int) -> str:
         """A value from a stored tensor, as float or i32. column: i64, of the first element."""
         part, row = self.layout.names[name], self.rows[name]
@@ -309,7 +322,10 @@ class Printer:
         if part.per == "pair":
             return self._load_pair(row, column, width)
         stored, size = STORED[part.dtype]
-        x = self.let(f"load {wide(stored, width)}, ptr {self.at(row, stored, column)}, align {size}", name)
+        at = self.at(row, stored, column)
+        if part.per == "element" and width > 1:
+            self._ask(at, width * size)
+        x = self.let(f"load {wide(stored, width)}, ptr {at}, align {size}", name)
         ints, floats = wide("i32", width), wide("float", width)
         if part.dtype is torch.float16:
             return self.let(f"fpext {wide('half', width)} {x} to {floats}")
