@@ -32,8 +32,8 @@ def too_high(s: Series) -> Cause | None:
     if len(signs) < 2 and not rise and not blind:
         return None
     # Weights that have grown make the same step a smaller part of them: either is enough.
-    sure = len(signs) > 2 or bool(rise and len(signs) == 2) or bool(grown and _ratio(s) > 1.5e-2)
-    sure = sure or bool(grown and _factor(s) > 3)
+    far = bool(grown) and (_ratio(s) > 1.5e-2 or _factor(s) > 3)
+    sure = len(signs) > 2 or bool(rise and len(signs) == 2) or far
     return Cause(
         "the learning rate is too high",
         "yes" if sure else "perhaps",
